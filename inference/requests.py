@@ -1,0 +1,111 @@
+"""What the engine is asked and what it answers: plain values, and the interface that every engine keeps.
+
+The interface is awaitable and its values are plain data, so that an engine may live in another thread, another
+process or another machine. Nothing here imports torch.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from idefics_chat.conversation.prompt import Prompt
+from idefics_chat.inference.sampling_params import SamplingParams
+
+FinishReason = Literal["stop", "length", "cancelled", "stopped"]
+"""stop: an end token or a stop string; length: max_output_tokens or the context; cancelled: on request;
+stopped: the engine was told to stop while this request ran."""
+
+ImageLoader = Callable[[str], Awaitable[bytes]]
+"""Gives an image's checked original bytes by hex sha256. Called only for images whose features are not cached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one request. `cached_tokens` of the `input_tokens` were not computed again;
+    `image_tokens` of them stand for images."""
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    image_tokens: int = 0
+    output_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One answer to generate.
+
+    `cache_key` names what may share a cached prefix (a conversation's id); None shares nothing. `stop` strings end the
+    answer and are not part of it. `max_output_tokens` None means up to the end of the context; 0 prefills only.
+    """
+
+    prompt: Prompt
+    load_image: ImageLoader
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    max_output_tokens: int | None = None
+    stop: Sequence[str] = ()
+    cache_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """A piece of the answer. The pieces add up to the result's `text` exactly."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationResult:
+    """The end of an answer, the last thing that a generation yields.
+
+    `token_ids` are the ids of record: all that was generated for `text`, without the end token.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage
+
+
+class Generation(Protocol):
+    """A running request: deltas, then exactly one result, or an InferenceError."""
+
+    def __aiter__(self) -> AsyncIterator[TextDelta | GenerationResult]: ...
+
+    def cancel(self) -> None:
+        """Ask for the end between two tokens. The result follows, with what was said."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What is known of the loaded model. `tokenizer` is the fingerprint that token records carry; `layout` names the
+    prompt layout of the conversation package; `context_tokens` bounds prompt and answer together."""
+
+    id: str
+    family: str
+    layout: str
+    tokenizer: str
+    context_tokens: int
+
+
+class Engine(Protocol):
+    """One model, ready to answer."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    async def count_tokens(self, prompt: Prompt) -> tuple[int, ...]:
+        """Tokens of each run of the prompt, images included, in the order of `prompt.runs`."""
+        ...
+
+    async def submit(self, request: GenerationRequest) -> Generation:
+        """Queue a request.
+
+        Raises:
+            PromptTooLong, InvalidSampling, EngineBusy, EngineStopped: nothing was queued.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Stop: running requests end with finish_reason "stopped" and what they had said. Idempotent."""
+        ...
