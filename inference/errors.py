@@ -86,4 +86,4 @@ class GenerationFailed(InferenceError):
     code = "server_error"
 
     def __str__(self) -> str:
-        return "The model failed on this request and it was ended; try again, and tell the operator if it happens twice."
+        return "The model failed on this request and it was ended; try again, and tell the operator if it recurs."
