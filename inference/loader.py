@@ -113,9 +113,7 @@ def _load_config(checkpoint: CheckpointSource) -> PreTrainedConfig:
         # An unknown `model_type` is refused by AutoConfig in a long sentence about installing transformers.
         written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         _known_family(checkpoint.name, written.get("model_type") if isinstance(written, dict) else None)
-    config: PreTrainedConfig = AutoConfig.from_pretrained(
-        checkpoint.name, local_files_only=checkpoint.local_files_only
-    )
+    config: PreTrainedConfig = AutoConfig.from_pretrained(checkpoint.name, local_files_only=checkpoint.local_files_only)
     return config
 
 

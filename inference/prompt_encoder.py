@@ -50,7 +50,9 @@ class PromptEncoder:
         images: list[str | None] = []
         lengths: list[int] = []
         for runs, before, after in self._stretches(prompt.runs):
-            parts = self._texts(runs, before, after) if isinstance(runs[0], TextRun) else [self._ids(runs[0], image_tokens)]
+            parts = (
+                self._texts(runs, before, after) if isinstance(runs[0], TextRun) else [self._ids(runs[0], image_tokens)]
+            )
             for run, part in zip(runs, parts, strict=True):
                 image = run.digest if isinstance(run, ImageRun) else None
                 ids.extend(part)

@@ -39,7 +39,7 @@ class TextEncoder:
 
         Lone surrogates, which no tokenizer takes, count as U+FFFD.
         """
-        clean = text.encode("utf-8", "replace").decode("utf-8") if _has_surrogates(text) else text
+        clean = _without_lone_surrogates(text)
         copy = self._copies[bool(after is not None and after.normalized)]
         ids, starts = self._guarded(copy, clean, 0)
         return EncodedText(tuple(ids), tuple(starts))
@@ -101,5 +101,5 @@ def _added_token(state: dict[str, object]) -> AddedToken:
     return AddedToken(str(state["content"]), **flags)
 
 
-def _has_surrogates(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
+def _without_lone_surrogates(text: str) -> str:
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

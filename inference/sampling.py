@@ -1,0 +1,72 @@
+"""Choosing the next token of one request from its logits.
+
+The order is that of transformers' `generate`: repetition penalty, bad words, temperature, top-k, top-p, min-p. Each
+request has its own random generator, so that a seed gives the same tokens whoever else is being served.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from idefics_chat.inference.sampling_params import SamplingParams
+
+
+class Sampler:
+    """Chooses the tokens of one answer, one after the other."""
+
+    def __init__(self, params: SamplingParams, prompt_ids: Iterable[int], banned_ids: Iterable[int]) -> None:
+        self._params = params
+        self._banned = torch.tensor(sorted(banned_ids), dtype=torch.long)
+        self._prompt_ids = torch.tensor(sorted(set(prompt_ids)), dtype=torch.long)
+        self._seen: Tensor | None = None
+        self._warpers = _warpers(params)
+        self._generator = torch.Generator(device="cpu")
+        if params.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(params.seed)
+
+    def choose(self, logits: Tensor) -> int:
+        """The next token's id, from float logits `(vocabulary,)` on any device; they are not changed."""
+        scores = self._penalised(logits.to("cpu", torch.float32, copy=True))
+        scores[self._banned] = -torch.inf
+        token_id = self._draw(scores) if self._params.temperature > 0 else int(scores.argmax())
+        if self._seen is not None:
+            self._seen[token_id] = True
+        return token_id
+
+    def _penalised(self, scores: Tensor) -> Tensor:
+        """The repetition penalty (arXiv:1909.05858) on all that stands in the prompt or was said."""
+        penalty = self._params.repetition_penalty
+        if penalty == 1:
+            return scores
+        if self._seen is None:
+            self._seen = torch.zeros_like(scores, dtype=torch.bool)
+            self._seen[self._prompt_ids] = True
+        return torch.where(self._seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
+
+    def _draw(self, scores: Tensor) -> int:
+        warped = self._warpers(torch.empty((1, 0), dtype=torch.long), scores[None])
+        chances = torch.softmax(warped[0], dim=-1)
+        return int(torch.multinomial(chances, 1, generator=self._generator))
+
+
+def _warpers(params: SamplingParams) -> LogitsProcessorList:
+    warpers = LogitsProcessorList()
+    if params.temperature not in (0, 1):
+        warpers.append(TemperatureLogitsWarper(float(params.temperature)))
+    if params.top_k:
+        warpers.append(TopKLogitsWarper(int(params.top_k)))
+    if params.top_p < 1:
+        warpers.append(TopPLogitsWarper(float(params.top_p)))
+    if params.min_p > 0:
+        warpers.append(MinPLogitsWarper(float(params.min_p)))
+    return warpers
