@@ -1,0 +1,92 @@
+"""Owners, their keys and their conversations, as units of work."""
+
+from collections.abc import Mapping
+from secrets import token_hex
+
+from sqlalchemy import Connection, Row, bindparam, insert, or_, select
+from sqlalchemy.exc import IntegrityError
+
+from idefics_chat.storage import rows
+from idefics_chat.storage.errors import AlreadyExists, ConversationNotFound
+from idefics_chat.storage.models import ConversationRecord, KeyRecord, OwnerRecord
+from idefics_chat.storage.values import Conversation, Owner
+
+OWNER_ID_BYTES = 12
+
+OWNER_BY_NAME = select(OwnerRecord.id, OwnerRecord.name).where(OwnerRecord.name == bindparam("name"))
+OWNER_BY_KEY = (
+    select(OwnerRecord.id, OwnerRecord.name)
+    .join(KeyRecord, KeyRecord.owner_id == OwnerRecord.id)
+    .where(
+        KeyRecord.key_hash == bindparam("key_hash"),
+        KeyRecord.revoked_at.is_(None),
+        or_(KeyRecord.expires_at.is_(None), KeyRecord.expires_at > bindparam("now")),
+    )
+)
+CONVERSATION = select(ConversationRecord.__table__).where(
+    ConversationRecord.id == bindparam("id"), ConversationRecord.owner_id == bindparam("owner_id")
+)
+CONVERSATION_BY_KEY = select(ConversationRecord.__table__).where(
+    ConversationRecord.owner_id == bindparam("owner_id"), ConversationRecord.external_key == bindparam("external_key")
+)
+
+
+def get_or_create_owner(connection: Connection, name: str, now: float) -> Owner:
+    """The owner of that name, made if there is none."""
+    row = connection.execute(OWNER_BY_NAME, {"name": name}).one_or_none()
+    if row is not None:
+        return Owner(*row)
+    owner = Owner(f"own_{token_hex(OWNER_ID_BYTES)}", name)
+    connection.execute(insert(OwnerRecord), {"id": owner.id, "name": name, "created_at": now})
+    return owner
+
+
+def add_key(connection: Connection, owner_id: str, key_hash: str, name: str, now: float) -> None:
+    """Let a key, by its hash, act for the owner. Raises AlreadyExists when the hash is known."""
+    values = {"key_hash": key_hash, "owner_id": owner_id, "name": name, "created_at": now}
+    try:
+        connection.execute(insert(KeyRecord), values)
+    except IntegrityError as error:
+        raise AlreadyExists("key", name) from error
+
+
+def create_conversation(
+    connection: Connection,
+    owner_id: str,
+    conversation_id: str,
+    external_key: str | None,
+    metadata: Mapping[str, str] | None,
+    now: float,
+) -> Conversation:
+    """A new conversation. Raises AlreadyExists when its id, or its key for this owner, is taken."""
+    values = {
+        "id": conversation_id,
+        "owner_id": owner_id,
+        "external_key": external_key,
+        "metadata_json": rows.to_json(dict(metadata or {})),
+        "created_at": now,
+        "updated_at": now,
+    }
+    try:
+        connection.execute(insert(ConversationRecord), values)
+    except IntegrityError as error:
+        raise AlreadyExists("conversation", external_key or conversation_id) from error
+    return Conversation(conversation_id, owner_id, external_key, dict(metadata or {}), now, None)
+
+
+def get_or_create_conversation(
+    connection: Connection, owner_id: str, external_key: str, conversation_id: str, now: float
+) -> Conversation:
+    """The owner's conversation of that key, made under `conversation_id` if there is none."""
+    row = connection.execute(CONVERSATION_BY_KEY, {"owner_id": owner_id, "external_key": external_key}).one_or_none()
+    if row is not None:
+        return rows.read_conversation(row)
+    return create_conversation(connection, owner_id, conversation_id, external_key, None, now)
+
+
+def require_conversation(connection: Connection, owner_id: str, conversation_id: str) -> Row[tuple[object, ...]]:
+    """The conversation's row. Raises ConversationNotFound, also for another owner's."""
+    row = connection.execute(CONVERSATION, {"id": conversation_id, "owner_id": owner_id}).one_or_none()
+    if row is None:
+        raise ConversationNotFound(conversation_id)
+    return row

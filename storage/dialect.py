@@ -1,0 +1,156 @@
+"""What only SQLite has: connections and their pragmas, upserts, and what its error codes mean.
+
+A second database would need a second module of this shape and nothing else of it.
+
+Sources: sqlite.org's pages on pragmas, WAL and result codes; SQLAlchemy's notes on its pysqlite and aiosqlite dialects.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, Table, create_engine, event, exc
+from sqlalchemy.dialects.sqlite import Insert, insert
+from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import QueuePool
+
+from idefics_chat.storage.errors import DatabaseUnavailable, StorageError
+
+READ_CONNECTIONS = 8
+READ_WAIT_S = 30.0
+BUSY_TIMEOUT_MS = 10_000
+WAL_SIZE_LIMIT_BYTES = 64 * 2**20
+
+_EVERY_CONNECTION = (f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}", "PRAGMA foreign_keys=ON", "PRAGMA temp_store=MEMORY")
+_WRITER = (
+    *_EVERY_CONNECTION,
+    "PRAGMA journal_mode=WAL",
+    "PRAGMA synchronous=FULL",
+    "PRAGMA secure_delete=ON",
+    f"PRAGMA journal_size_limit={WAL_SIZE_LIMIT_BYTES}",
+    "PRAGMA cache_size=-32768",
+)
+_READER = (*_EVERY_CONNECTION, "PRAGMA synchronous=FULL", "PRAGMA query_only=ON")
+
+_REASONS = {
+    sqlite3.SQLITE_FULL: "The disk that holds the database is full; free some space and send again.",
+    sqlite3.SQLITE_READONLY: "The database cannot be written; make the file and its folder writable and send again.",
+    sqlite3.SQLITE_PERM: "The database may not be opened; give this program the right to read and write it.",
+    sqlite3.SQLITE_AUTH: "The database may not be opened; give this program the right to read and write it.",
+    sqlite3.SQLITE_CANTOPEN: "The database file cannot be opened; see that its folder exists and can be written.",
+    sqlite3.SQLITE_CORRUPT: "The database file is damaged; stop the server, keep a copy of it and restore a backup.",
+    sqlite3.SQLITE_NOTADB: "The file is not an SQLite database; give the right file or restore a backup.",
+    sqlite3.SQLITE_BUSY: "Another program holds the database locked; end it, or send again a little later.",
+    sqlite3.SQLITE_LOCKED: "Another program holds the database locked; end it, or send again a little later.",
+    sqlite3.SQLITE_PROTOCOL: "Another program holds the database locked; end it, or send again a little later.",
+    sqlite3.SQLITE_IOERR: "The disk failed while the database was used; check the disk, then send again.",
+    sqlite3.SQLITE_NOMEM: "There was not enough memory for the database; free some and send again.",
+    sqlite3.SQLITE_TOOBIG: "This is too large for one row of the database; send less at once.",
+}
+
+
+def database_url(url_or_path: str) -> URL:
+    """An SQLAlchemy URL, without a driver, of a URL or a file's path.
+
+    Raises DatabaseUnavailable for another kind of database and for one in memory, which connections cannot share.
+    """
+    url = make_url(url_or_path) if "://" in url_or_path else URL.create("sqlite", database=url_or_path)
+    if url.get_backend_name() != "sqlite":
+        raise DatabaseUnavailable(
+            f"Databases of kind {url.get_backend_name()!r} are not supported; give an SQLite file."
+        )
+    if not url.database or ":memory:" in url.database:
+        raise DatabaseUnavailable("A database in memory keeps nothing; give the path of a file.")
+    return url.set(drivername="sqlite")
+
+
+def write_engine(url: URL) -> Engine:
+    """An engine for one thread that begins every transaction with the right to write. Opens nothing yet."""
+    engine = create_engine(
+        url, poolclass=QueuePool, pool_size=1, max_overflow=0, connect_args={"isolation_level": None}
+    )
+    event.listen(engine, "connect", _pragmas(_WRITER))
+    event.listen(engine, "begin", _begin_immediate)
+    return engine
+
+
+def read_engine(url: URL) -> AsyncEngine:
+    """A pool of connections that cannot write; each statement sees the newest commit. Opens nothing yet."""
+    engine = create_async_engine(
+        url.set(drivername="sqlite+aiosqlite"),
+        pool_size=READ_CONNECTIONS,
+        max_overflow=0,
+        pool_timeout=READ_WAIT_S,
+        isolation_level="AUTOCOMMIT",
+        skip_autocommit_rollback=True,
+    )
+    event.listen(engine.sync_engine, "connect", _pragmas(_READER))
+    return engine
+
+
+def insert_or_ignore(table: Table) -> Insert:
+    """An insert that leaves a row alone that is there already."""
+    return insert(table).on_conflict_do_nothing()
+
+
+def transaction_lives(connection: Connection) -> bool:
+    """Whether the database still has the transaction open: on some errors it rolls all of it back by itself."""
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, sqlite3.Connection)
+    return driver.in_transaction
+
+
+def unavailable(error: BaseException) -> DatabaseUnavailable | None:
+    """What a database error means for the caller, None for one that is not about the database's state."""
+    if isinstance(error, exc.TimeoutError):
+        return DatabaseUnavailable("The database is busy with other reads; send again a little later.")
+    for cause in _causes(error):
+        code = getattr(cause, "sqlite_errorcode", None)
+        if isinstance(cause, sqlite3.Error) and isinstance(code, int) and (code & 0xFF) in _REASONS:
+            return DatabaseUnavailable(_REASONS[code & 0xFF])
+    return None
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Raises DatabaseUnavailable in place of a database error that means it; lets all others pass."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except Exception as error:
+        if (meaning := unavailable(error)) is not None:
+            raise meaning from error
+        raise
+
+
+def existing_file(url: URL) -> Path | None:
+    """The database's file, None when the URL is one of SQLite's own `file:` kind."""
+    database = url.database or ""
+    return None if database.startswith("file:") else Path(database)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = getattr(current, "orig", None) or current.__cause__ or current.__context__
+
+
+def _pragmas(statements: tuple[str, ...]) -> Any:
+    def set_them(dbapi_connection: Any, _record: object) -> None:
+        cursor = dbapi_connection.cursor()
+        for statement in statements:
+            cursor.execute(statement)
+        cursor.close()
+
+    return set_them
+
+
+def _begin_immediate(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

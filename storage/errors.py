@@ -1,0 +1,196 @@
+"""The errors of the storage package.
+
+    StorageError
+    ├── ConversationNotFound        also for another owner's conversation
+    ├── ResponseNotFound
+    ├── ResponseFinished            a second end, or events after the end
+    ├── EventOutOfOrder             an event whose number does not follow the last one's
+    ├── ItemNotFound
+    ├── ImageNotFound
+    ├── AlreadyExists               an id that is taken
+    ├── ConversationBusy            a turn is already running in the conversation
+    ├── IdempotencyConflict         the same key with another request
+    ├── DatabaseUnavailable         disk full, read-only, corrupt, locked, closed
+    ├── DatabaseTooNew              written by a newer program
+    └── UnknownRevision             not a database of ours, or of a revision that this program does not know
+
+Each has a stable `code`; `str()` is a sentence that says what to do.
+"""
+
+from typing import ClassVar
+
+
+class StorageError(Exception):
+    """Base of all errors of this package."""
+
+    code: ClassVar[str] = "storage_error"
+
+
+class ConversationNotFound(StorageError):
+    """No such conversation, or not this owner's."""
+
+    code = "conversation_not_found"
+
+    def __init__(self, conversation_id: str) -> None:
+        super().__init__(conversation_id)
+        self.conversation_id = conversation_id
+
+    def __str__(self) -> str:
+        return f"There is no conversation {self.conversation_id!r}; use an id that the conversations list gives."
+
+
+class ResponseNotFound(StorageError):
+    """No such response, or not this owner's."""
+
+    code = "response_not_found"
+
+    def __init__(self, response_id: str) -> None:
+        super().__init__(response_id)
+        self.response_id = response_id
+
+    def __str__(self) -> str:
+        return f"There is no response {self.response_id!r}; use an id that a response.created event gave."
+
+
+class ResponseFinished(StorageError):
+    """A response that has its end already: it takes no second one and no further events."""
+
+    code = "response_finished"
+
+    def __init__(self, response_id: str) -> None:
+        super().__init__(response_id)
+        self.response_id = response_id
+
+    def __str__(self) -> str:
+        return f"The response {self.response_id!r} has ended; begin a new one."
+
+
+class EventOutOfOrder(StorageError):
+    """An event whose `actual` number is not the `expected` one."""
+
+    code = "event_out_of_order"
+
+    def __init__(self, response_id: str, expected: int, actual: int) -> None:
+        super().__init__(response_id, expected, actual)
+        self.response_id = response_id
+        self.expected = expected
+        self.actual = actual
+
+    def __str__(self) -> str:
+        return (
+            f"The log of response {self.response_id!r} goes on at event {self.expected}, not {self.actual}; "
+            "append its events in order, each once."
+        )
+
+
+class ItemNotFound(StorageError):
+    """No such message in the conversation, or not this owner's."""
+
+    code = "item_not_found"
+
+    def __init__(self, item_id: str) -> None:
+        super().__init__(item_id)
+        self.item_id = item_id
+
+    def __str__(self) -> str:
+        return f"There is no item {self.item_id!r}; use an id that the conversation's items list gives."
+
+
+class ImageNotFound(StorageError):
+    """No such image, or none that a message of this owner shows."""
+
+    code = "file_not_found"
+
+    def __init__(self, digest: str) -> None:
+        super().__init__(digest)
+        self.digest = digest
+
+    def __str__(self) -> str:
+        return f"There is no image {self.digest!r}; send the image itself."
+
+
+class AlreadyExists(StorageError):
+    """An id that is taken: `kind` is what it was to name."""
+
+    code = "already_exists"
+
+    def __init__(self, kind: str, value: str) -> None:
+        super().__init__(kind, value)
+        self.kind = kind
+        self.value = value
+
+    def __str__(self) -> str:
+        return f"There is already a {self.kind} {self.value!r}; use another one."
+
+
+class ConversationBusy(StorageError):
+    """A turn, `response_id`, is already running in the conversation."""
+
+    code = "conversation_busy"
+
+    def __init__(self, conversation_id: str, response_id: str) -> None:
+        super().__init__(conversation_id, response_id)
+        self.conversation_id = conversation_id
+        self.response_id = response_id
+
+    def __str__(self) -> str:
+        return (
+            f"The response {self.response_id!r} is still running in this conversation; "
+            "wait for its end or cancel it, then send again."
+        )
+
+
+class IdempotencyConflict(StorageError):
+    """An idempotency key that was used before, with another request."""
+
+    code = "idempotency_key_reused"
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+    def __str__(self) -> str:
+        return f"The idempotency key {self.key!r} was used with another request; use a new key for a new request."
+
+
+class DatabaseUnavailable(StorageError):
+    """The database cannot be used now; nothing of what was asked is stored. `reason` is a sentence."""
+
+    code = "storage_unavailable"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class DatabaseTooNew(StorageError):
+    """A database whose `revision` is newer than `newest`, the newest that this program knows."""
+
+    code = "database_too_new"
+
+    def __init__(self, revision: str, newest: str) -> None:
+        super().__init__(revision, newest)
+        self.revision = revision
+        self.newest = newest
+
+    def __str__(self) -> str:
+        return (
+            f"The database is at revision {self.revision} and this program knows revisions up to {self.newest}; "
+            "install the newer program that wrote it, or give another database file."
+        )
+
+
+class UnknownRevision(StorageError):
+    """A database that this program did not make; `found` says what it holds."""
+
+    code = "unknown_revision"
+
+    def __init__(self, found: str) -> None:
+        super().__init__(found)
+        self.found = found
+
+    def __str__(self) -> str:
+        return f"The database holds {self.found}, which is not ours; give another database file."

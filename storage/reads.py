@@ -1,0 +1,148 @@
+"""What is read from the store, as statements and their results' values.
+
+Reads run on connections of their own beside the writer and see the newest commit. Image bytes are read only by the two
+functions that are named for it.
+"""
+
+from typing import Any
+
+from sqlalchemy import CTE, Select, bindparam, literal_column, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import aliased
+
+from idefics_chat.conversation.messages import Message
+from idefics_chat.storage import rows
+from idefics_chat.storage.errors import ImageNotFound, ItemNotFound, ResponseNotFound
+from idefics_chat.storage.models import (
+    ConversationRecord,
+    EventRecord,
+    ImageDataRecord,
+    ImageRecord,
+    MessageRecord,
+    PartRecord,
+    ResponseRecord,
+)
+from idefics_chat.storage.values import Event, ResponseRow, StoredImage
+
+_MESSAGE_COLUMNS = (
+    MessageRecord.id,
+    MessageRecord.parent_id,
+    MessageRecord.depth,
+    MessageRecord.role,
+    MessageRecord.status,
+    MessageRecord.created_at,
+    MessageRecord.tokenizer,
+    MessageRecord.token_ids,
+)
+
+
+def _ancestors() -> CTE:
+    """A message of the conversation and all its ancestors: one look-up by primary key each."""
+    tip = select(MessageRecord.id, MessageRecord.parent_id, MessageRecord.depth).where(
+        MessageRecord.id == bindparam("tip_id"), MessageRecord.conversation_id == bindparam("conversation_id")
+    )
+    chain = tip.cte("chain", recursive=True)
+    parent = aliased(MessageRecord)
+    return chain.union_all(
+        select(parent.id, parent.parent_id, parent.depth).join(chain, parent.id == chain.c.parent_id)
+    )
+
+
+def _path() -> Select[Any]:
+    chain = _ancestors()
+    return (
+        select(*_MESSAGE_COLUMNS, PartRecord.digest, PartRecord.text)
+        .select_from(chain)
+        .join(MessageRecord, MessageRecord.id == chain.c.id)
+        .outerjoin(PartRecord, PartRecord.message_id == chain.c.id)
+        .order_by(chain.c.depth, PartRecord.position)
+    )
+
+
+PATH = _path()
+_ITEM = (
+    select(MessageRecord.conversation_id, *_MESSAGE_COLUMNS, PartRecord.digest, PartRecord.text)
+    .join(ConversationRecord, ConversationRecord.id == MessageRecord.conversation_id)
+    .outerjoin(PartRecord, PartRecord.message_id == MessageRecord.id)
+    .where(MessageRecord.id == bindparam("id"), ConversationRecord.owner_id == bindparam("owner_id"))
+    .order_by(PartRecord.position)
+)
+_RESPONSE = select(ResponseRecord.__table__).where(
+    ResponseRecord.id == bindparam("id"), ResponseRecord.owner_id == bindparam("owner_id")
+)
+_RUNNING = (
+    select(ResponseRecord.__table__)
+    .where(ResponseRecord.status == literal_column("'in_progress'"))
+    .order_by(ResponseRecord.id)
+)
+_EVENTS = (
+    select(EventRecord.sequence_number, EventRecord.type, EventRecord.payload)
+    .where(EventRecord.response_id == bindparam("response_id"), EventRecord.sequence_number > bindparam("after"))
+    .order_by(EventRecord.sequence_number)
+)
+_IMAGE_OF_OWNER = (
+    select(ImageRecord.digest, ImageRecord.media_type, ImageRecord.width, ImageRecord.height, ImageDataRecord.data)
+    .join(ImageDataRecord, ImageDataRecord.digest == ImageRecord.digest)
+    .where(
+        ImageRecord.digest == bindparam("digest"),
+        select(PartRecord.id)
+        .join(MessageRecord, MessageRecord.id == PartRecord.message_id)
+        .join(ConversationRecord, ConversationRecord.id == MessageRecord.conversation_id)
+        .where(PartRecord.digest == bindparam("digest"), ConversationRecord.owner_id == bindparam("owner_id"))
+        .exists(),
+    )
+)
+_IMAGE_DATA = select(ImageDataRecord.data).where(ImageDataRecord.digest == bindparam("digest"))
+
+
+async def path(connection: AsyncConnection, conversation_id: str, tip_id: str | None) -> list[Message]:
+    """The messages from the root to `tip_id`, none for no tip. Raises ItemNotFound."""
+    if tip_id is None:
+        return []
+    found = (await connection.execute(PATH, {"tip_id": tip_id, "conversation_id": conversation_id})).all()
+    if not found:
+        raise ItemNotFound(tip_id)
+    return rows.read_messages(found)
+
+
+async def item(connection: AsyncConnection, owner_id: str, item_id: str) -> tuple[str, Message]:
+    """The id of the conversation that holds the message, and the message. Raises ItemNotFound."""
+    found = (await connection.execute(_ITEM, {"id": item_id, "owner_id": owner_id})).all()
+    if not found:
+        raise ItemNotFound(item_id)
+    return found[0].conversation_id, rows.read_messages(found)[0]
+
+
+async def response(connection: AsyncConnection, owner_id: str, response_id: str) -> ResponseRow:
+    """Raises ResponseNotFound."""
+    row = (await connection.execute(_RESPONSE, {"id": response_id, "owner_id": owner_id})).one_or_none()
+    if row is None:
+        raise ResponseNotFound(response_id)
+    return rows.read_response(row)
+
+
+async def running_responses(connection: AsyncConnection) -> list[ResponseRow]:
+    """All responses in progress, of every owner, oldest id first."""
+    return [rows.read_response(row) for row in (await connection.execute(_RUNNING)).all()]
+
+
+async def events(connection: AsyncConnection, response_id: str, after: int) -> list[Event]:
+    """The response's events with a number above `after`, in order; none for an unknown response."""
+    found = await connection.execute(_EVENTS, {"response_id": response_id, "after": after})
+    return [Event(*row) for row in found.all()]
+
+
+async def image(connection: AsyncConnection, owner_id: str, digest: str) -> StoredImage:
+    """An image with its bytes, when a message of the owner shows it. Raises ImageNotFound."""
+    row = (await connection.execute(_IMAGE_OF_OWNER, {"digest": digest, "owner_id": owner_id})).one_or_none()
+    if row is None:
+        raise ImageNotFound(digest)
+    return StoredImage(*row)
+
+
+async def image_data(connection: AsyncConnection, digest: str) -> bytes:
+    """An image's bytes, whoever shows it. Raises ImageNotFound."""
+    data = (await connection.execute(_IMAGE_DATA, {"digest": digest})).scalar_one_or_none()
+    if data is None:
+        raise ImageNotFound(digest)
+    return data

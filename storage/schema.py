@@ -1,0 +1,77 @@
+"""Bring a database to this program's revision, or refuse it with a sentence.
+
+Revisions are four digits that count up, so that a newer one is known as newer.
+"""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, inspect
+
+from idefics_chat.storage.errors import DatabaseTooNew, UnknownRevision
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+def alembic_config() -> Config:
+    """Alembic's settings, with no file of their own."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    return config
+
+
+def revisions() -> list[str]:
+    """All revisions that this program knows, oldest first."""
+    scripts = ScriptDirectory.from_config(alembic_config()).walk_revisions()
+    return [script.revision for script in scripts][::-1]
+
+
+def upgrade(engine: Engine, target: str = "head") -> None:
+    """Run the migrations that the database lacks, all in one transaction.
+
+    Foreign keys are off meanwhile, as rebuilt tables need, and are checked before the commit. Raises DatabaseTooNew
+    and UnknownRevision and then changes nothing.
+    """
+    with engine.connect() as connection:
+        connection.exec_driver_sql("SELECT 1")  # the driver's connection is open from here on
+        driver = connection.connection.dbapi_connection
+        connection.rollback()
+        assert driver is not None
+        driver.execute("PRAGMA foreign_keys=OFF")  # type: ignore[attr-defined]
+        try:
+            with connection.begin():
+                _upgrade_within(connection, target)
+        finally:
+            driver.execute("PRAGMA foreign_keys=ON")  # type: ignore[attr-defined]
+
+
+def current_revision(connection: Connection) -> str | None:
+    """The database's revision, None for an empty one. Raises DatabaseTooNew, UnknownRevision."""
+    known = revisions()
+    heads = MigrationContext.configure(connection).get_current_heads()
+    if not heads:
+        tables = inspect(connection).get_table_names()
+        if set(tables) - {"alembic_version"}:
+            raise UnknownRevision(f"tables of another program ({', '.join(sorted(tables)[:3])})")
+        return None
+    revision = heads[0]
+    if revision in known:
+        return revision
+    if len(revision) == len(known[-1]) and revision > known[-1]:
+        raise DatabaseTooNew(revision, known[-1])
+    raise UnknownRevision(f"the revision {revision!r}")
+
+
+def _upgrade_within(connection: Connection, target: str) -> None:
+    goal = revisions()[-1] if target == "head" else target
+    if current_revision(connection) == goal:
+        return
+    config = alembic_config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, target)
+    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+    if broken:
+        raise UnknownRevision(f"{len(broken)} rows that refer to missing ones")

@@ -1,0 +1,187 @@
+"""The store: what the rest of the house sees of the database.
+
+Every call that writes returns only once its work is committed and flushed to the disk. Every call that takes an owner
+answers about another owner's things exactly as about things that do not exist. All calls raise DatabaseUnavailable
+when the database cannot be used.
+
+It knows nothing of the model, of prompts or of the wire; ids come from the caller.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Self, TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.engine import URL
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from idefics_chat.conversation.messages import Message
+from idefics_chat.storage import accounts, dialect, reads, rows, schema, turns
+from idefics_chat.storage.errors import ConversationNotFound
+from idefics_chat.storage.values import (
+    Conversation,
+    Event,
+    FinishedResponse,
+    NewResponse,
+    Owner,
+    ResponseRow,
+    StoredImage,
+)
+from idefics_chat.storage.writer import Writer
+
+T = TypeVar("T")
+Clock = Callable[[], float]
+
+
+class Store:
+    """The database, opened. Make it with `open`, end it with `close`. `clock` gives seconds since the epoch."""
+
+    def __init__(self, url: URL, clock: Clock) -> None:
+        self._clock = clock
+        self._readers = dialect.read_engine(url)
+        self._writer = Writer(dialect.write_engine(url))
+
+    @classmethod
+    async def open(cls, url_or_path: str, *, clock: Clock = time.time) -> Self:
+        """Open the database at an SQLAlchemy URL or a file's path, made if it is not there, and upgrade its schema.
+
+        Raises DatabaseTooNew, UnknownRevision and DatabaseUnavailable.
+        """
+        store = cls(dialect.database_url(url_or_path), clock)
+        try:
+            with dialect.told():
+                await store._writer.apart(schema.upgrade)
+        except BaseException:
+            await store.close()
+            raise
+        store._writer.start()
+        return store
+
+    async def close(self) -> None:
+        """Write what waits, then let go of the file. Later calls raise DatabaseUnavailable."""
+        await self._writer.close()
+        await self._readers.dispose()
+
+    # owners and keys
+
+    async def owner(self, name: str) -> Owner:
+        """The owner of that name, made if there is none."""
+        return await self._write(accounts.get_or_create_owner, name, self._clock())
+
+    async def owner_of_key(self, key_hash: str) -> Owner | None:
+        """Whom a key acts for, None when it is unknown, expired or revoked."""
+        async with self._read() as connection:
+            found = await connection.execute(accounts.OWNER_BY_KEY, {"key_hash": key_hash, "now": self._clock()})
+            row = found.one_or_none()
+        return None if row is None else Owner(*row)
+
+    async def add_key(self, owner_id: str, key_hash: str, name: str) -> None:
+        """Let a key, by its hash, act for the owner. Raises AlreadyExists when the hash is known."""
+        await self._write(accounts.add_key, owner_id, key_hash, name, self._clock())
+
+    # conversations
+
+    async def create_conversation(
+        self,
+        owner_id: str,
+        *,
+        external_key: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        id: str,
+    ) -> Conversation:
+        """A new conversation. Raises AlreadyExists when its id, or its key for this owner, is taken."""
+        return await self._write(accounts.create_conversation, owner_id, id, external_key, metadata, self._clock())
+
+    async def get_or_create_conversation(
+        self,
+        owner_id: str,
+        external_key: str,
+        *,
+        id: str,
+    ) -> Conversation:
+        """The owner's conversation of that key, made under `id` if there is none, in one step."""
+        return await self._write(accounts.get_or_create_conversation, owner_id, external_key, id, self._clock())
+
+    async def conversation(self, owner_id: str, conversation_id: str) -> Conversation:
+        """Raises ConversationNotFound."""
+        async with self._read() as connection:
+            found = await connection.execute(accounts.CONVERSATION, {"id": conversation_id, "owner_id": owner_id})
+            row = found.one_or_none()
+        if row is None:
+            raise ConversationNotFound(conversation_id)
+        return rows.read_conversation(row)
+
+    # turns
+
+    async def begin_response(self, owner_id: str, new: NewResponse, events: Sequence[Event]) -> ResponseRow:
+        """Store a turn's input, images and first events; from here on it is running. See turns.begin_response."""
+        return await self._write(turns.begin_response, owner_id, new, tuple(events))
+
+    async def append_events(self, response_id: str, events: Sequence[Event]) -> None:
+        """Add to a running response's log. Raises ResponseNotFound, ResponseFinished, EventOutOfOrder."""
+        await self._write(turns.append_events, response_id, tuple(events))
+
+    async def finish_response(self, finished: FinishedResponse, events: Sequence[Event]) -> None:
+        """Store a running response's end, its answer and last events. See turns.finish_response."""
+        await self._write(turns.finish_response, finished, tuple(events))
+
+    async def response(self, owner_id: str, response_id: str) -> ResponseRow:
+        """Raises ResponseNotFound."""
+        async with self._read() as connection:
+            return await reads.response(connection, owner_id, response_id)
+
+    async def events(self, response_id: str, after: int = -1) -> list[Event]:
+        """The response's events with a number above `after`, in order; none for an unknown response."""
+        async with self._read() as connection:
+            return await reads.events(connection, response_id, after)
+
+    async def running_responses(self) -> list[ResponseRow]:
+        """All responses in progress, of every owner: after a start, those that the last process left."""
+        async with self._read() as connection:
+            return await reads.running_responses(connection)
+
+    # messages and images
+
+    async def path(self, conversation_id: str, tip_id: str | None) -> list[Message]:
+        """The messages from the root to `tip_id` with parts and token ids; no image bytes. Raises ItemNotFound."""
+        async with self._read() as connection:
+            return await reads.path(connection, conversation_id, tip_id)
+
+    async def item(self, owner_id: str, item_id: str) -> tuple[str, Message]:
+        """The id of the conversation that holds the message, and the message. Raises ItemNotFound."""
+        async with self._read() as connection:
+            return await reads.item(connection, owner_id, item_id)
+
+    async def image(self, owner_id: str, digest: str) -> StoredImage:
+        """An image that a message of the owner shows, as it was sent. Raises ImageNotFound."""
+        async with self._read() as connection:
+            return await reads.image(connection, owner_id, digest)
+
+    async def image_data(self, digest: str) -> bytes:
+        """An image's bytes, whoever shows it: for the engine, never for a client. Raises ImageNotFound."""
+        async with self._read() as connection:
+            return await reads.image_data(connection, digest)
+
+    async def check_writable(self) -> None:
+        """Write and commit something that leaves nothing behind. Raises DatabaseUnavailable."""
+        await self._write(_touch)
+
+    async def _write(self, unit: Callable[..., T], *arguments: object) -> T:
+        bound: Callable[[Connection], T] = partial(_with_connection_first, unit, arguments)
+        return await self._writer.run(bound)
+
+    @asynccontextmanager
+    async def _read(self) -> AsyncIterator[AsyncConnection]:
+        with dialect.told():
+            async with self._readers.connect() as connection:
+                yield connection
+
+
+def _with_connection_first(unit: Callable[..., T], arguments: tuple[object, ...], connection: Connection) -> T:
+    return unit(connection, *arguments)
+
+
+def _touch(connection: Connection) -> None:
+    connection.exec_driver_sql("PRAGMA user_version=0")

@@ -1,0 +1,244 @@
+"""A turn's writes, as units of work: begun, its events, finished.
+
+Each runs inside the writer's transaction; what it raises rolls back all of its own writes and nothing else. What may
+run at once is held by the database itself: at most one response of a conversation is in progress (a partial unique
+index), whichever process writes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, delete, insert, literal_column, select, update
+from sqlalchemy.exc import IntegrityError
+
+from idefics_chat.conversation.messages import Message
+from idefics_chat.storage import rows, tree
+from idefics_chat.storage.accounts import require_conversation
+from idefics_chat.storage.dialect import insert_or_ignore
+from idefics_chat.storage.errors import (
+    AlreadyExists,
+    ConversationBusy,
+    EventOutOfOrder,
+    IdempotencyConflict,
+    ImageNotFound,
+    ResponseFinished,
+    ResponseNotFound,
+)
+from idefics_chat.storage.models import (
+    Base,
+    ConversationRecord,
+    EventRecord,
+    MessageRecord,
+    PartRecord,
+    ResponseRecord,
+)
+from idefics_chat.storage.values import Event, FinishedResponse, NewResponse, ResponseRow, StoredImage
+
+_TABLES = Base.metadata.tables
+_IN_PROGRESS = literal_column("'in_progress'")  # as text: a bound value would keep the partial index from being used
+
+_BY_KEY = select(ResponseRecord.__table__).where(
+    ResponseRecord.owner_id == bindparam("owner_id"), ResponseRecord.idempotency_key == bindparam("key")
+)
+_RUNNING = select(ResponseRecord.id).where(
+    ResponseRecord.conversation_id == bindparam("conversation_id"), ResponseRecord.status == _IN_PROGRESS
+)
+_BY_ID = select(ResponseRecord.__table__).where(ResponseRecord.id == bindparam("id"))
+_LAST_EVENT = (
+    select(EventRecord.sequence_number)
+    .where(EventRecord.response_id == bindparam("response_id"))
+    .order_by(EventRecord.sequence_number.desc())
+    .limit(1)
+)
+_SHOWN_TO = (
+    select(PartRecord.id)
+    .join(MessageRecord, MessageRecord.id == PartRecord.message_id)
+    .join(ConversationRecord, ConversationRecord.id == MessageRecord.conversation_id)
+    .where(PartRecord.digest == bindparam("digest"), ConversationRecord.owner_id == bindparam("owner_id"))
+    .limit(1)
+)
+_ADD_RESPONSE = insert(ResponseRecord)
+_ADD_EVENTS = insert(EventRecord)
+_ADD_MESSAGES = insert(MessageRecord)
+_ADD_PARTS = insert(PartRecord)
+_ADD_IMAGE = insert_or_ignore(_TABLES["images"])
+_ADD_IMAGE_DATA = insert_or_ignore(_TABLES["image_data"])
+_MOVE_TIP = (
+    update(ConversationRecord)
+    .where(ConversationRecord.id == bindparam("of"))
+    .values(tip_id=bindparam("to"), updated_at=bindparam("at"))
+)
+_FINISH = (
+    update(ResponseRecord)
+    .where(ResponseRecord.id == bindparam("of"))
+    .values(
+        status=bindparam("status"),
+        answered=bindparam("answered"),
+        completed_at=bindparam("completed_at"),
+        usage=bindparam("usage"),
+        error=bindparam("error"),
+        incomplete_reason=bindparam("incomplete_reason"),
+    )
+)
+
+
+def begin_response(connection: Connection, owner_id: str, new: NewResponse, events: Sequence[Event]) -> ResponseRow:
+    """Store a turn's input and its running response; the conversation's tip becomes the last input message.
+
+    With an idempotency key that was used before, returns that first response and stores nothing. Raises
+    IdempotencyConflict, ConversationNotFound, ConversationBusy, ItemNotFound, ImageNotFound, AlreadyExists.
+    """
+    first = _first_of_key(connection, owner_id, new)
+    if first is not None:
+        return first
+    conversation = require_conversation(connection, owner_id, new.conversation_id)
+    places = tree.load_places(connection, new.conversation_id, new.parent_id)
+    tree.check_chain(new.parent_id, [(message.id, message.parent_id) for message in new.messages])
+    _add_response(connection, owner_id, new, conversation.tip_id)
+    add_images(connection, new.images, new.created_at)
+    _check_digests(connection, owner_id, new)
+    add_messages(connection, new.conversation_id, new.messages, places)
+    add_events(connection, new.id, events, expected=0)
+    tip = new.messages[-1].id if new.messages else new.parent_id
+    connection.execute(_MOVE_TIP, {"of": new.conversation_id, "to": tip, "at": new.created_at})
+    return rows.begun_response(new)
+
+
+def append_events(connection: Connection, response_id: str, events: Sequence[Event]) -> None:
+    """Add to a running response's log. Raises ResponseNotFound, ResponseFinished, EventOutOfOrder."""
+    _require_running(connection, response_id)
+    _continue_log(connection, response_id, events)
+
+
+def finish_response(connection: Connection, finished: FinishedResponse, events: Sequence[Event]) -> None:
+    """Store a running response's end: its last events, the answer, which becomes the conversation's tip, its status.
+
+    A failed turn leaves no trace in the conversation: its input messages go and the tip is what it was before.
+    Raises ResponseNotFound, ResponseFinished, EventOutOfOrder, ItemNotFound.
+    """
+    response = _require_running(connection, finished.id)
+    _continue_log(connection, finished.id, events)
+    answered = finished.status != "failed" and finished.message is not None
+    if finished.status == "failed":
+        _undo_input(connection, response, finished.completed_at)
+    elif finished.message is not None:
+        _add_answer(connection, response, finished.message, finished.completed_at)
+    connection.execute(
+        _FINISH,
+        {
+            "of": finished.id,
+            "status": finished.status,
+            "answered": answered,
+            "completed_at": finished.completed_at,
+            "usage": rows.optional_json(finished.usage),
+            "error": rows.optional_json(finished.error),
+            "incomplete_reason": finished.incomplete_reason,
+        },
+    )
+
+
+def add_images(connection: Connection, images: Sequence[StoredImage], created_at: float) -> None:
+    """Store those images that are not there yet."""
+    for image in images:
+        about = {
+            "digest": image.digest,
+            "media_type": image.media_type,
+            "width": image.width,
+            "height": image.height,
+            "size_bytes": len(image.data),
+            "created_at": created_at,
+        }
+        if connection.execute(_ADD_IMAGE, about).rowcount:
+            connection.execute(_ADD_IMAGE_DATA, {"digest": image.digest, "data": image.data})
+
+
+def add_messages(
+    connection: Connection, conversation_id: str, messages: Sequence[Message], places: tree.Places
+) -> None:
+    """Store messages whose parents stand before them or among `places`; the new places are added to those.
+
+    Raises AlreadyExists for an id that is taken.
+    """
+    if not messages:
+        return
+    values = [
+        rows.message_values(message, conversation_id, tree.add_child(places, message.parent_id, message.id))
+        for message in messages
+    ]
+    try:
+        connection.execute(_ADD_MESSAGES, values)
+    except IntegrityError as error:
+        raise AlreadyExists("item", ", ".join(message.id for message in messages)) from error
+    parts = [part for message in messages for part in rows.part_values(message)]
+    if parts:
+        connection.execute(_ADD_PARTS, parts)
+
+
+def add_events(connection: Connection, response_id: str, events: Sequence[Event], *, expected: int) -> None:
+    """Store events numbered on from `expected`. Raises EventOutOfOrder."""
+    for number, event in enumerate(events, expected):
+        if event.sequence_number != number:
+            raise EventOutOfOrder(response_id, number, event.sequence_number)
+    if events:
+        connection.execute(_ADD_EVENTS, rows.event_values(response_id, events))
+
+
+def _first_of_key(connection: Connection, owner_id: str, new: NewResponse) -> ResponseRow | None:
+    if new.idempotency_key is None:
+        return None
+    row = connection.execute(_BY_KEY, {"owner_id": owner_id, "key": new.idempotency_key}).one_or_none()
+    if row is None:
+        return None
+    if row.request_hash != new.request_hash:
+        raise IdempotencyConflict(new.idempotency_key)
+    return rows.read_response(row)
+
+
+def _add_response(connection: Connection, owner_id: str, new: NewResponse, restore_tip_id: str | None) -> None:
+    try:
+        connection.execute(_ADD_RESPONSE, rows.response_values(owner_id, new, restore_tip_id))
+    except IntegrityError as error:
+        running = connection.execute(_RUNNING, {"conversation_id": new.conversation_id}).scalar_one_or_none()
+        if running is not None:
+            raise ConversationBusy(new.conversation_id, running) from error
+        raise AlreadyExists("response", new.id) from error
+
+
+def _check_digests(connection: Connection, owner_id: str, new: NewResponse) -> None:
+    """Raises ImageNotFound for an image that neither comes with the turn nor is shown by a message of the owner."""
+    sent = {image.digest for image in new.images}
+    for digest in {digest for message in new.messages for digest in message.digests} - sent:
+        if connection.execute(_SHOWN_TO, {"digest": digest, "owner_id": owner_id}).first() is None:
+            raise ImageNotFound(digest)
+
+
+def _require_running(connection: Connection, response_id: str) -> Any:
+    row = connection.execute(_BY_ID, {"id": response_id}).one_or_none()
+    if row is None:
+        raise ResponseNotFound(response_id)
+    if row.status != "in_progress":
+        raise ResponseFinished(response_id)
+    return row
+
+
+def _continue_log(connection: Connection, response_id: str, events: Sequence[Event]) -> None:
+    if events:
+        last = connection.execute(_LAST_EVENT, {"response_id": response_id}).scalar_one_or_none()
+        add_events(connection, response_id, events, expected=0 if last is None else last + 1)
+
+
+def _add_answer(connection: Connection, response: Any, message: Message, at: float) -> None:
+    input_ids: list[str] = rows.from_json(response.input_ids)
+    parent_id = input_ids[-1] if input_ids else response.parent_id
+    if message.id != response.output_id or message.parent_id not in (None, parent_id):
+        raise ValueError(f"The answer of {response.id} is {response.output_id} after {parent_id}, not {message.id}.")
+    places = tree.load_places(connection, response.conversation_id, parent_id)
+    add_messages(connection, response.conversation_id, [replace(message, parent_id=parent_id)], places)
+    connection.execute(_MOVE_TIP, {"of": response.conversation_id, "to": message.id, "at": at})
+
+
+def _undo_input(connection: Connection, response: Any, at: float) -> None:
+    input_ids: list[str] = rows.from_json(response.input_ids)
+    connection.execute(_MOVE_TIP, {"of": response.conversation_id, "to": response.restore_tip_id, "at": at})
+    connection.execute(delete(MessageRecord).where(MessageRecord.id.in_(input_ids)))

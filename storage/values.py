@@ -1,0 +1,116 @@
+"""What goes into the store and comes out of it. All are frozen; all times are in seconds since the epoch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from idefics_chat.conversation.messages import Message
+
+ResponseStatus = Literal["in_progress", "completed", "incomplete", "cancelled", "failed"]
+JsonObject = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose things they are: everything in the store belongs to exactly one."""
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """An image as it was sent. `digest` is the hex sha256 of `data`; sizes are in pixels."""
+
+    digest: str
+    media_type: str
+    width: int
+    height: int
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A tree of messages. `tip_id` is the message that the next turn follows, None when there is none yet."""
+
+    id: str
+    owner_id: str
+    external_key: str | None
+    metadata: Mapping[str, str]
+    created_at: float
+    tip_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One numbered event of a response's log. `payload` is its JSON text as it was sent."""
+
+    sequence_number: int
+    type: str
+    payload: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewResponse:
+    """A turn to begin: its input, and the answer that is to come.
+
+    `messages` are linked by their parents, the first to `parent_id`; without any, the answer follows `parent_id`
+    itself (a regenerated answer). `images` are those that the messages show and that may be new to the store.
+    `request` is what was asked for, as JSON.
+    """
+
+    id: str
+    conversation_id: str
+    parent_id: str | None
+    messages: tuple[Message, ...]
+    images: tuple[StoredImage, ...]
+    output_id: str
+    created_at: float
+    request: JsonObject
+    idempotency_key: str | None = None
+    request_hash: str | None = None
+    previous_response_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedResponse:
+    """A turn's end. `message` is the answer, None when nothing was said; it follows the turn's last input message."""
+
+    id: str
+    status: ResponseStatus
+    message: Message | None
+    completed_at: float
+    usage: JsonObject | None = None
+    error: JsonObject | None = None
+    incomplete_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseRow:
+    """A turn as it is stored. `answered` says whether the message `output_id` exists."""
+
+    id: str
+    conversation_id: str
+    parent_id: str | None
+    input_ids: tuple[str, ...]
+    output_id: str
+    status: ResponseStatus
+    created_at: float
+    completed_at: float | None
+    request: JsonObject
+    usage: JsonObject | None
+    error: JsonObject | None
+    incomplete_reason: str | None
+    idempotency_key: str | None
+    request_hash: str | None
+    previous_response_id: str | None
+    answered: bool = False
+
+    @property
+    def tip_id(self) -> str | None:
+        """The message that a follow-up turn chains from: the answer, else the last input; a failed turn left none."""
+        if self.answered:
+            return self.output_id
+        if self.status == "failed":
+            return self.parent_id
+        return self.input_ids[-1] if self.input_ids else self.parent_id

@@ -1,0 +1,153 @@
+"""The one writer of the database.
+
+Callers hand it units of work: plain functions of a connection. What waits is run in one transaction, each unit in a
+savepoint of its own so that one that fails fails alone; the transaction is committed once, and only then are the
+callers told. Concurrent turns so share one flush to the disk.
+
+A whole batch runs in a thread of its own on a synchronous connection: through an asynchronous driver every statement
+is handed between threads, which was measured at 330 us a statement against 14 us.
+
+It knows nothing of what the units do.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine
+
+from idefics_chat.storage.dialect import transaction_lives, unavailable
+from idefics_chat.storage.errors import DatabaseUnavailable
+
+T = TypeVar("T")
+Unit = Callable[[Connection], T]
+
+MAX_BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A unit's result, committed."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Why a unit left no trace."""
+
+    error: Exception
+
+
+Outcome = Done | Failed
+
+
+class Writer:
+    """Runs units of work one after another, many in a transaction. Its task and thread end with `close`.
+
+    `commits` counts the transactions so far.
+    """
+
+    def __init__(self, engine: Engine, *, max_batch: int = MAX_BATCH) -> None:
+        self._engine = engine
+        self._max_batch = max_batch
+        self._waiting: list[tuple[Unit[Any], asyncio.Future[Any]]] = []
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="storage-writer")
+        self._task: asyncio.Task[None] | None = None
+        self.commits = 0
+
+    def start(self) -> None:
+        """Begin to serve; call once, inside the event loop."""
+        self._task = asyncio.get_running_loop().create_task(self._serve(), name="storage-writer")
+
+    async def run(self, unit: Unit[T]) -> T:
+        """The unit's result, once it is committed.
+
+        A caller that is cancelled stops waiting; its unit is run all the same. Raises what the unit raised, and
+        DatabaseUnavailable when the transaction could not be committed or the writer is closed: then nothing of it
+        is stored.
+        """
+        if self._closing:
+            raise DatabaseUnavailable("The database is closed; start the server again.")
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._waiting.append((unit, future))
+        self._wake.set()
+        return await future
+
+    async def apart(self, work: Callable[[Engine], T]) -> T:
+        """`work` in the writer's thread, between two batches and outside of any transaction."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, self._engine)
+
+    async def close(self) -> None:
+        """Run what waits, then end. A second call does nothing."""
+        self._closing = True
+        self._wake.set()
+        if self._task is not None:
+            await self._task
+        with contextlib.suppress(RuntimeError):  # the thread has ended already
+            await self.apart(Engine.dispose)
+        self._thread.shutdown()
+
+    async def _serve(self) -> None:
+        try:
+            while batch := await self._next_batch():
+                units = [unit for unit, _ in batch]
+                outcomes = await asyncio.get_running_loop().run_in_executor(
+                    self._thread, commit_together, self._engine, units
+                )
+                self.commits += 1
+                for (_, future), outcome in zip(batch, outcomes, strict=True):
+                    _tell(future, outcome)
+                await asyncio.sleep(0)  # those just told may have more, which then shares the next commit
+        finally:
+            self._closing = True
+            for _, future in self._waiting:
+                _tell(future, Failed(DatabaseUnavailable("The database is closed; start the server again.")))
+
+    async def _next_batch(self) -> list[tuple[Unit[Any], asyncio.Future[Any]]]:
+        """What waits, at most `max_batch`; empty when the writer is closing and nothing waits."""
+        while not self._waiting and not self._closing:
+            self._wake.clear()
+            await self._wake.wait()
+        batch, self._waiting = self._waiting[: self._max_batch], self._waiting[self._max_batch :]
+        return batch
+
+
+def commit_together(engine: Engine, units: Sequence[Unit[Any]]) -> list[Outcome]:
+    """Each unit's outcome after one transaction around all of them. Raises nothing."""
+    try:
+        with engine.begin() as connection:
+            outcomes = [_attempt(connection, unit) for unit in units]
+    except Exception as error:  # noqa: BLE001 (whatever it was, every caller is told)
+        return [Failed(unavailable(error) or error)] * len(units)
+    return outcomes
+
+
+def _attempt(connection: Connection, unit: Unit[Any]) -> Outcome:
+    """One unit in a savepoint. Raises only when the whole transaction is lost."""
+    connection.exec_driver_sql("SAVEPOINT unit")
+    try:
+        value = unit(connection)
+        connection.exec_driver_sql("RELEASE unit")
+    except Exception as error:
+        if not transaction_lives(connection):
+            raise
+        connection.exec_driver_sql("ROLLBACK TO unit")
+        connection.exec_driver_sql("RELEASE unit")
+        return Failed(unavailable(error) or error)
+    return Done(value)
+
+
+def _tell(future: asyncio.Future[Any], outcome: Outcome) -> None:
+    """Resolve a future, unless its caller was cancelled."""
+    if future.done():
+        return
+    if isinstance(outcome, Done):
+        future.set_result(outcome.value)
+    else:
+        future.set_exception(outcome.error)
