@@ -17,7 +17,7 @@ from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import QueuePool
 
-from idefics_chat.storage.errors import DatabaseUnavailable, StorageError
+from idefics_chat.storage.errors import DatabaseUnavailable, InvalidText, StorageError
 
 READ_CONNECTIONS = 8
 READ_WAIT_S = 30.0
@@ -103,11 +103,13 @@ def transaction_lives(connection: Connection) -> bool:
     return driver.in_transaction
 
 
-def unavailable(error: BaseException) -> DatabaseUnavailable | None:
-    """What a database error means for the caller, None for one that is not about the database's state."""
+def meaning(error: BaseException) -> StorageError | None:
+    """What a driver's error means for the caller, None for one that says nothing of the database or the values."""
     if isinstance(error, exc.TimeoutError):
         return DatabaseUnavailable("The database is busy with other reads; send again a little later.")
     for cause in _causes(error):
+        if isinstance(cause, UnicodeEncodeError):
+            return InvalidText()
         code = getattr(cause, "sqlite_errorcode", None)
         if isinstance(cause, sqlite3.Error) and isinstance(code, int) and (code & 0xFF) in _REASONS:
             return DatabaseUnavailable(_REASONS[code & 0xFF])
@@ -116,14 +118,14 @@ def unavailable(error: BaseException) -> DatabaseUnavailable | None:
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Raises DatabaseUnavailable in place of a database error that means it; lets all others pass."""
+    """Raises a StorageError in place of a driver's error that means one; lets all others pass."""
     try:
         yield
     except StorageError:
         raise
     except Exception as error:
-        if (meaning := unavailable(error)) is not None:
-            raise meaning from error
+        if (known := meaning(error)) is not None:
+            raise known from error
         raise
 
 

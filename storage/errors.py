@@ -8,6 +8,7 @@
     ├── ItemNotFound
     ├── ImageNotFound
     ├── AlreadyExists               an id that is taken
+    ├── InvalidText                 text that no encoding can hold
     ├── ConversationBusy            a turn is already running in the conversation
     ├── IdempotencyConflict         the same key with another request
     ├── DatabaseUnavailable         disk full, read-only, corrupt, locked, closed
@@ -121,6 +122,15 @@ class AlreadyExists(StorageError):
 
     def __str__(self) -> str:
         return f"There is already a {self.kind} {self.value!r}; use another one."
+
+
+class InvalidText(StorageError):
+    """Text with a lone half of a surrogate pair, which UTF-8 cannot hold."""
+
+    code = "invalid_value"
+
+    def __str__(self) -> str:
+        return "The text holds half a surrogate pair, which is no character; send whole characters."
 
 
 class ConversationBusy(StorageError):

@@ -4,9 +4,7 @@ Reads run on connections of their own beside the writer and see the newest commi
 functions that are named for it.
 """
 
-from typing import Any
-
-from sqlalchemy import CTE, Select, bindparam, literal_column, select
+from sqlalchemy import CTE, Executable, bindparam, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
@@ -48,7 +46,7 @@ def _ancestors() -> CTE:
     )
 
 
-def _path() -> Select[Any]:
+def _path() -> Executable:
     chain = _ancestors()
     return (
         select(*_MESSAGE_COLUMNS, PartRecord.digest, PartRecord.text)

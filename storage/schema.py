@@ -40,12 +40,12 @@ def upgrade(engine: Engine, target: str = "head") -> None:
         driver = connection.connection.dbapi_connection
         connection.rollback()
         assert driver is not None
-        driver.execute("PRAGMA foreign_keys=OFF")  # type: ignore[attr-defined]
+        driver.execute("PRAGMA foreign_keys=OFF")
         try:
             with connection.begin():
                 _upgrade_within(connection, target)
         finally:
-            driver.execute("PRAGMA foreign_keys=ON")  # type: ignore[attr-defined]
+            driver.execute("PRAGMA foreign_keys=ON")
 
 
 def current_revision(connection: Connection) -> str | None:

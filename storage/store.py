@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from idefics_chat.conversation.messages import Message
 from idefics_chat.storage import accounts, dialect, reads, rows, schema, turns
-from idefics_chat.storage.errors import ConversationNotFound
+from idefics_chat.storage.errors import ConversationNotFound, DatabaseUnavailable
 from idefics_chat.storage.values import (
     Conversation,
     Event,
@@ -40,6 +40,7 @@ class Store:
 
     def __init__(self, url: URL, clock: Clock) -> None:
         self._clock = clock
+        self._closed = False
         self._readers = dialect.read_engine(url)
         self._writer = Writer(dialect.write_engine(url))
 
@@ -61,6 +62,7 @@ class Store:
 
     async def close(self) -> None:
         """Write what waits, then let go of the file. Later calls raise DatabaseUnavailable."""
+        self._closed = True
         await self._writer.close()
         await self._readers.dispose()
 
@@ -174,6 +176,8 @@ class Store:
 
     @asynccontextmanager
     async def _read(self) -> AsyncIterator[AsyncConnection]:
+        if self._closed:
+            raise DatabaseUnavailable("The database is closed; start the server again.")
         with dialect.told():
             async with self._readers.connect() as connection:
                 yield connection

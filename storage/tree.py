@@ -9,7 +9,7 @@ walking to it.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Select, bindparam, literal, select
+from sqlalchemy import Connection, Executable, bindparam, literal, select
 from sqlalchemy.orm import aliased
 
 from idefics_chat.storage.errors import ItemNotFound
@@ -27,7 +27,7 @@ class Place:
 Places = dict[str, Place]
 
 
-def _chain_of_jumps() -> Select[tuple[str, int, str]]:
+def _chain_of_jumps() -> Executable:
     first = select(MessageRecord.id, MessageRecord.depth, MessageRecord.jump_id).where(
         MessageRecord.id == bindparam("id"), MessageRecord.conversation_id == bindparam("conversation_id")
     )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, insert, literal_column, select, update
+from sqlalchemy import ColumnClause, Connection, bindparam, delete, insert, literal_column, select, update
 from sqlalchemy.exc import IntegrityError
 
 from idefics_chat.conversation.messages import Message
@@ -36,7 +36,9 @@ from idefics_chat.storage.models import (
 from idefics_chat.storage.values import Event, FinishedResponse, NewResponse, ResponseRow, StoredImage
 
 _TABLES = Base.metadata.tables
-_IN_PROGRESS = literal_column("'in_progress'")  # as text: a bound value would keep the partial index from being used
+_IN_PROGRESS: ColumnClause[str] = literal_column(
+    "'in_progress'"
+)  # as text: a bound value would keep the partial index from being used
 
 _BY_KEY = select(ResponseRecord.__table__).where(
     ResponseRecord.owner_id == bindparam("owner_id"), ResponseRecord.idempotency_key == bindparam("key")

@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
 
-from idefics_chat.storage.dialect import transaction_lives, unavailable
-from idefics_chat.storage.errors import DatabaseUnavailable
+from idefics_chat.storage.dialect import transaction_lives, meaning
+from idefics_chat.storage.errors import DatabaseUnavailable, StorageError
 
 T = TypeVar("T")
 Unit = Callable[[Connection], T]
@@ -124,7 +124,7 @@ def commit_together(engine: Engine, units: Sequence[Unit[Any]]) -> list[Outcome]
         with engine.begin() as connection:
             outcomes = [_attempt(connection, unit) for unit in units]
     except Exception as error:  # noqa: BLE001 (whatever it was, every caller is told)
-        return [Failed(unavailable(error) or error)] * len(units)
+        return [Failed(meaning(error) or error) for _ in units]
     return outcomes
 
 
@@ -139,7 +139,7 @@ def _attempt(connection: Connection, unit: Unit[Any]) -> Outcome:
             raise
         connection.exec_driver_sql("ROLLBACK TO unit")
         connection.exec_driver_sql("RELEASE unit")
-        return Failed(unavailable(error) or error)
+        return Failed(error if isinstance(error, StorageError) else meaning(error) or error)
     return Done(value)
 
 
