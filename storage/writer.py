@@ -15,15 +15,17 @@ import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
 
-from idefics_chat.storage.dialect import transaction_lives, meaning
+from idefics_chat.storage.dialect import meaning, transaction_lives
 from idefics_chat.storage.errors import DatabaseUnavailable, StorageError
 
 T = TypeVar("T")
 Unit = Callable[[Connection], T]
+Waiting = tuple[Callable[[Connection], Any], asyncio.Future[Any]]
 
 MAX_BATCH = 256
 
@@ -54,7 +56,7 @@ class Writer:
     def __init__(self, engine: Engine, *, max_batch: int = MAX_BATCH) -> None:
         self._engine = engine
         self._max_batch = max_batch
-        self._waiting: list[tuple[Unit[Any], asyncio.Future[Any]]] = []
+        self._waiting: list[Waiting] = []
         self._wake = asyncio.Event()
         self._closing = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="storage-writer")
@@ -88,7 +90,7 @@ class Writer:
         self._closing = True
         self._wake.set()
         if self._task is not None:
-            await self._task
+            await asyncio.wait([self._task])
         with contextlib.suppress(RuntimeError):  # the thread has ended already
             await self.apart(Engine.dispose)
         self._thread.shutdown()
@@ -96,20 +98,22 @@ class Writer:
     async def _serve(self) -> None:
         try:
             while batch := await self._next_batch():
-                units = [unit for unit, _ in batch]
-                outcomes = await asyncio.get_running_loop().run_in_executor(
-                    self._thread, commit_together, self._engine, units
-                )
+                await asyncio.shield(self._commit(batch))
                 self.commits += 1
-                for (_, future), outcome in zip(batch, outcomes, strict=True):
-                    _tell(future, outcome)
                 await asyncio.sleep(0)  # those just told may have more, which then shares the next commit
         finally:
             self._closing = True
             for _, future in self._waiting:
                 _tell(future, Failed(DatabaseUnavailable("The database is closed; start the server again.")))
 
-    async def _next_batch(self) -> list[tuple[Unit[Any], asyncio.Future[Any]]]:
+    def _commit(self, batch: Sequence[Waiting]) -> asyncio.Future[list[Outcome]]:
+        """The batch on its way in the thread; its callers are told by its end, whoever still waits for that."""
+        units = [unit for unit, _ in batch]
+        running = asyncio.get_running_loop().run_in_executor(self._thread, commit_together, self._engine, units)
+        running.add_done_callback(partial(_tell_all, [future for _, future in batch]))
+        return running
+
+    async def _next_batch(self) -> list[Waiting]:
         """What waits, at most `max_batch`; empty when the writer is closing and nothing waits."""
         while not self._waiting and not self._closing:
             self._wake.clear()
@@ -141,6 +145,11 @@ def _attempt(connection: Connection, unit: Unit[Any]) -> Outcome:
         connection.exec_driver_sql("RELEASE unit")
         return Failed(error if isinstance(error, StorageError) else meaning(error) or error)
     return Done(value)
+
+
+def _tell_all(futures: Sequence[asyncio.Future[Any]], running: asyncio.Future[list[Outcome]]) -> None:
+    for future, outcome in zip(futures, running.result(), strict=True):
+        _tell(future, outcome)
 
 
 def _tell(future: asyncio.Future[Any], outcome: Outcome) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
+
 from idefics_chat.conversation.messages import ImagePart, Message, Part, TextPart, TokenRecord
 from idefics_chat.storage.store import Store
 from idefics_chat.storage.values import Event, FinishedResponse, NewResponse, Owner, ResponseRow, StoredImage

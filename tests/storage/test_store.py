@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+
 from idefics_chat.conversation.messages import ImagePart, Message, TextPart
 from idefics_chat.storage.errors import (
     AlreadyExists,
@@ -42,7 +43,12 @@ async def test_a_key_hash_is_added_only_once(store, owner):
 async def test_a_conversation_is_read_back_as_it_was_made(store, owner):
     made = await store.create_conversation(owner.id, id="conv_1", external_key="telegram:42", metadata={"a": "ö"})
     assert made == await store.conversation(owner.id, "conv_1")
-    assert (made.external_key, made.metadata, made.created_at, made.tip_id) == ("telegram:42", {"a": "ö"}, 1_000.0, None)
+    assert (made.external_key, made.metadata, made.created_at, made.tip_id) == (
+        "telegram:42",
+        {"a": "ö"},
+        1_000.0,
+        None,
+    )
 
 
 async def test_a_conversation_id_or_key_that_is_taken_is_refused(store, owner):
