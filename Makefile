@@ -1,0 +1,42 @@
+# `make serve` starts the server, `make test` runs the tests. Both make the environment they need.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+SETUP := pyproject.toml constraints.txt
+PACKAGES := $(shell git ls-files -co --exclude-standard -- '*.py' 'default_model/checkpoint/*' 'storage/migrations/*' 2>/dev/null)
+
+.PHONY: serve test lint types coverage clean
+
+serve: $(VENV)/installed
+	@$(VENV)/bin/idefics-chat serve $(ARGS)
+
+test: $(VENV)/installed-test lint types
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m coverage erase
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --cov --cov-report=term
+
+lint: $(VENV)/installed-test
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/installed-test
+	@$(VENV)/bin/mypy
+
+$(VENV)/bin/python:
+	@echo "Making the environment $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+
+# Installed as a wheel, as users have it; again whenever a packaged file changes.
+$(VENV)/installed: $(VENV)/bin/python $(SETUP) $(PACKAGES)
+	@echo "Installing idefics-chat and what it needs (a few minutes the first time) ..."
+	@$(VENV)/bin/python -m pip install --disable-pip-version-check --progress-bar on -q -c constraints.txt .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	@echo "Installing what the tests need ..."
+	@$(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt '.[test,lint]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,199 @@
+"""The chat service: one turn at a time a conversation, many at once, none lost and none twice.
+
+It ties the store and the engine together and knows nothing of sockets. A turn belongs to the service, not to the
+connection that asked for it: a dropped line ends nothing.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+from typing import Any, Self
+
+from idefics_chat.inference.errors import EngineStopped
+from idefics_chat.inference.requests import Engine
+from idefics_chat.server.errors import ApiError
+from idefics_chat.server.keyed_locks import KeyedLocks
+from idefics_chat.server.recovery import recover, recover_all
+from idefics_chat.server.response_log import ResponseLog
+from idefics_chat.server.turn_preparation import Place, PreparedTurn, TurnPreparation
+from idefics_chat.server.turn_run import TurnRun
+from idefics_chat.server.turns import Turn
+from idefics_chat.storage.errors import ConversationBusy
+from idefics_chat.storage.store import Store
+from idefics_chat.storage.values import Event, ResponseRow
+
+_log = logging.getLogger(__name__)
+
+
+class ChatService:
+    """Conversations with one model, kept in one store. An async context manager: entering ends what a crash left
+    running, leaving stops the engine, ends what runs and stores it."""
+
+    def __init__(
+        self,
+        store: Store,
+        engine: Engine,
+        preparation: TurnPreparation,
+        *,
+        clock: Callable[[], float],
+        make_id: Callable[[Any], str],
+    ) -> None:
+        self._store = store
+        self._engine = engine
+        self._preparation = preparation
+        self._clock = clock
+        self._make_id = make_id
+        self._tasks = asyncio.TaskGroup()
+        self._places = KeyedLocks()
+        self._running: dict[str, TurnRun] = {}
+        self._turns: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    @property
+    def model(self) -> str:
+        """The model's id."""
+        return self._engine.info.id
+
+    @property
+    def running(self) -> int:
+        """Turns under way."""
+        return len(self._running)
+
+    async def __aenter__(self) -> Self:
+        await recover_all(self._store, self._clock())
+        await self._tasks.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+        await self._tasks.__aexit__(kind, error, trace)
+
+    async def stop(self) -> None:
+        """Take no more turns; those that run end as incomplete, with their text kept. Idempotent."""
+        self._stopping = True
+        await self._engine.aclose()
+        if self._turns:
+            await asyncio.wait(self._turns)
+
+    async def check_ready(self) -> None:
+        """Raises: the error that keeps the service from taking a turn."""
+        if self._stopping:
+            raise EngineStopped
+        await self._store.check_writable()
+
+    async def respond(self, owner_id: str, turn: Turn) -> ResponseLog:
+        """Accept a turn: when this returns, what was said is committed and the answer is under way.
+
+        The same idempotency key gives the first turn's log. A turn on a conversation that is being answered waits.
+
+        Raises:
+            ApiError, ConversationError, InferenceError, StorageError: nothing was stored.
+        """
+        self._preparation.check_request(turn)
+        accepted: asyncio.Future[ResponseLog] = asyncio.get_running_loop().create_future()
+        task = self._tasks.create_task(self._take(owner_id, turn, accepted))
+        self._turns.add(task)
+        task.add_done_callback(self._turns.discard)
+        # Where the asker goes away, awaiting cancels the future: a turn that still waits is withdrawn by that, one
+        # that is being committed goes on.
+        return await accepted
+
+    async def cancel(self, owner_id: str, response_id: str) -> None:
+        """End a running response; what was said is kept.
+
+        Raises:
+            ResponseNotFound: no such response of this owner.
+            ApiError: `response_not_active`, it has ended.
+        """
+        await self._store.response(owner_id, response_id)
+        run = self._running.get(response_id)
+        if run is None:
+            message = f"The response {response_id} has ended; there is nothing to cancel."
+            raise ApiError("response_not_active", message, "response_id")
+        run.cancel()
+
+    async def follow(self, owner_id: str, response_id: str, after: int = -1) -> AsyncIterator[Event]:
+        """The events of a response numbered above `after`: those there are, then those that come, to its end.
+
+        Raises:
+            ResponseNotFound: no such response of this owner.
+        """
+        row = await self._store.response(owner_id, response_id)
+        return (await self._log_of(row)).read(after)
+
+    async def _take(self, owner_id: str, turn: Turn, accepted: asyncio.Future[ResponseLog]) -> None:
+        """A turn's whole life. Never raises: what goes wrong before it is accepted goes to the asker."""
+        try:
+            if (first := await self._first_of_key(owner_id, turn)) is not None:
+                _tell(accepted, first)
+                return
+            place = await self._preparation.place(owner_id, turn)
+            async with self._places.hold(place.conversation_id or self._make_id("conv")):
+                await self._begin_and_run(owner_id, turn, accepted)
+        except Exception as error:  # noqa: BLE001  told to the asker, who answers for it
+            if not accepted.done():
+                accepted.set_exception(error)
+            else:
+                _log.error("a turn failed after it was accepted", exc_info=error)
+
+    async def _begin_and_run(self, owner_id: str, turn: Turn, accepted: asyncio.Future[ResponseLog]) -> None:
+        if accepted.cancelled():
+            return
+        if self._stopping:
+            raise EngineStopped
+        place = await self._preparation.place(owner_id, turn)
+        conversation_id = place.conversation_id or self._make_id("conv")
+        prepared = await self._preparation.prepare(owner_id, turn, place, conversation_id)
+        if accepted.cancelled():
+            return
+        run = TurnRun(prepared, self._store, self._engine, self._clock)
+        # Known before it is committed: whoever finds the row finds the run.
+        self._running[run.log.response_id] = run
+        try:
+            row = await self._commit(owner_id, place, prepared, run)
+            if row.id == run.log.response_id:
+                _tell(accepted, run.log)
+                await run.run()
+            else:  # the same key was committed by another turn meanwhile
+                _tell(accepted, await self._log_of(row))
+        finally:
+            del self._running[run.log.response_id]
+
+    async def _commit(self, owner_id: str, place: Place, prepared: PreparedTurn, run: TurnRun) -> ResponseRow:
+        new = prepared.new
+        if place.conversation_id is None:
+            await self._store.create_conversation(owner_id, id=new.conversation_id)
+        try:
+            return await self._store.begin_response(owner_id, new, run.opening)
+        except ConversationBusy as busy:
+            await self._end_orphan(owner_id, busy)
+            return await self._store.begin_response(owner_id, new, run.opening)
+
+    async def _end_orphan(self, owner_id: str, busy: ConversationBusy) -> None:
+        """A response that stands as running though nobody runs it (its end could not be stored): end it now."""
+        if busy.response_id in self._running:
+            raise busy
+        await recover(self._store, await self._store.response(owner_id, busy.response_id), self._clock())
+
+    async def _first_of_key(self, owner_id: str, turn: Turn) -> ResponseLog | None:
+        if turn.idempotency_key is None:
+            return None
+        row = await self._store.find_response_by_key(owner_id, turn.idempotency_key, turn.request_hash)
+        return None if row is None else await self._log_of(row)
+
+    async def _log_of(self, row: ResponseRow) -> ResponseLog:
+        if (run := self._running.get(row.id)) is not None:
+            return run.log
+        log = ResponseLog(row.id, row.conversation_id)
+        log.publish(await self._store.events(row.id))
+        log.close()
+        return log
+
+
+def _tell(accepted: asyncio.Future[ResponseLog], log: ResponseLog) -> None:
+    """Tell the asker, if there still is one."""
+    if not accepted.done():
+        accepted.set_result(log)

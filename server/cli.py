@@ -1,0 +1,150 @@
+"""The command line: `idefics-chat`."""
+
+import asyncio
+import logging
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from idefics_chat import __version__
+from idefics_chat.server.settings import Settings
+
+app = typer.Typer(
+    help="Conversations with IDEFICS-family vision-language models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+)
+keys = typer.Typer(help="Keys that let clients in.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+
+_DATABASE = typer.Option(help="SQLite file, or an SQLAlchemy URL. [default: ./idefics-chat.db]")
+
+
+def main() -> None:
+    """The console script. What goes wrong is a sentence on standard error and exit status 1."""
+    from idefics_chat.inference.errors import InferenceError
+    from idefics_chat.server.serving import StartError
+    from idefics_chat.storage.errors import StorageError
+
+    try:
+        app()
+    except (StartError, InferenceError, StorageError) as error:
+        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        raise SystemExit(1) from None
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Conversations with IDEFICS-family vision-language models."""
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. [default: 8000]")] = None,
+    database: Annotated[str | None, _DATABASE] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The shipped model, a hub name or a folder. [default: idefics-shapes]")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]")] = None,
+    quantization: Annotated[str | None, typer.Option(help="4bit or 8bit, by bitsandbytes.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps. [default: auto]")] = None,
+    require_key: Annotated[bool | None, typer.Option("--require-key", help="Refuse connections without a key.")] = None,
+    allowed_origins: Annotated[
+        list[str] | None, typer.Option(help="Origin of a web page that may connect; repeat for more.")
+    ] = None,
+) -> None:
+    """Start the server. Every flag can also stand in the environment, as IDEFICS_CHAT_PORT and so on."""
+    given = {
+        "host": host,
+        "port": port,
+        "database": database,
+        "model": model,
+        "dtype": dtype,
+        "quantization": quantization,
+        "device": device,
+        "require_key": require_key,
+        "allowed_origins": tuple(allowed_origins) if allowed_origins else None,
+    }
+    settings = _settings(given)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    from idefics_chat.server.serving import serve as run
+
+    _run(run(settings, _TerminalReporter()))
+
+
+@keys.command("create")
+def keys_create(
+    name: Annotated[str, typer.Argument(help="Whose key it is: each name is an owner of conversations.")],
+    database: Annotated[str | None, _DATABASE] = None,
+) -> None:
+    """Make a key for NAME and print it, this once: only its hash is kept."""
+    _run(_create_key(_settings({"database": database}).database, name))
+
+
+async def _create_key(database: str, name: str) -> None:
+    from idefics_chat.server.auth import key_hash, make_key
+    from idefics_chat.storage.store import Store
+
+    store = await Store.open(database)
+    try:
+        owner = await store.owner(name)
+        key = make_key()
+        await store.add_key(owner.id, key_hash(key), name)
+    finally:
+        await store.close()
+    typer.echo(key)
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        for problem in error.errors(include_url=False, include_input=False):
+            name = ".".join(str(part) for part in problem["loc"])
+            typer.echo(f"error: setting {name}: {problem['msg']}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _run(work: Any) -> None:
+    """Run to the end; of a group of errors the first is the one to tell."""
+    try:
+        asyncio.run(work)
+    except ExceptionGroup as group:
+        error: Exception = group
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
+
+
+class _TerminalReporter:
+    """Shows the start to a person."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def loading(self, model: str, address: str) -> None:
+        self._console.print(f"Loading [bold]{model}[/bold] ...")
+
+    def ready(self, model: str, address: str, database: str) -> None:
+        self._console.print(
+            f"[green]Ready.[/green] [bold]{model}[/bold] answers at [bold]ws://{address}/v1/responses[/bold]\n"
+            f"Conversations are kept in {database}. Press Ctrl-C to stop.\n\n"
+            "Talk to it from a second terminal:\n"
+            f'  .venv/bin/python client_example/chat.py photo.png "What is in this image?" --url ws://{address}/v1/responses'
+        )

@@ -1,0 +1,236 @@
+"""Runs the server: one process, one event loop, one model, from start to a clean stop.
+
+The address is served at once, so that a supervisor sees a live process while the model is loaded; until then
+`/readyz` and the websockets say that it is not ready. A stop ends running answers first, so that their clients see the
+end, then closes the connections (1012), then the database.
+"""
+
+import asyncio
+import contextlib
+import functools
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import uvicorn
+
+from idefics_chat.conversation.ids import Kind, new_id
+from idefics_chat.conversation.images import ImageLimits
+from idefics_chat.inference.requests import Engine
+from idefics_chat.server.app import ServerState, Services, create_app
+from idefics_chat.server.auth import is_loopback
+from idefics_chat.server.chat import ChatService
+from idefics_chat.server.settings import SHIPPED_MODEL, Settings
+from idefics_chat.server.turn_preparation import TurnPreparation
+from idefics_chat.storage.store import Store
+
+PING_INTERVAL_S = 20.0
+FRAME_HEADROOM = 2
+"""The transport's own frame limit, over ours: a frame a little too large is answered, one far too large is cut off."""
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class StartError(Exception):
+    """The server cannot start. The message is a sentence for the operator."""
+
+
+class Reporter(Protocol):
+    """Is told how the start goes, to show it."""
+
+    def loading(self, model: str, address: str) -> None: ...
+
+    def ready(self, model: str, address: str, database: str) -> None: ...
+
+
+async def serve(settings: Settings, reporter: Reporter) -> None:
+    """Run until SIGTERM or SIGINT.
+
+    Raises:
+        StartError, StorageError, ModelLoadError: it could not start.
+    """
+    check_exposure(settings)
+    listener = _listen(settings.host, settings.port)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(listener.close)
+        store = await Store.open(settings.database)
+        stack.push_async_callback(store.close)
+        state = ServerState(settings)
+        server = _Server(_uvicorn_config(settings, state), state)
+        address = _address(settings.host, listener)
+        async with asyncio.TaskGroup() as tasks:
+            with _stop_on_signals(server):
+                serving = tasks.create_task(server.serve(sockets=[listener]))
+                try:
+                    reporter.loading(settings.model, address)
+                    engine = await _unless_stopped(serving, functools.partial(load_engine, settings))
+                    if engine is not None:
+                        state.services = Services(
+                            store, await stack.enter_async_context(_chat(store, engine, settings))
+                        )
+                        reporter.ready(engine.info.id, address, settings.database)
+                    await asyncio.wait([serving])
+                finally:
+                    server.should_exit = True
+
+
+def check_exposure(settings: Settings) -> None:
+    """Raises StartError where strangers could come in without a key."""
+    if not is_loopback(settings.host) and not settings.require_key:
+        raise StartError(
+            f"Listening on {settings.host} lets other machines in without a key: add --require-key, and make a key "
+            f"with: idefics-chat keys create NAME --database {settings.database}"
+        )
+
+
+def load_engine(settings: Settings) -> Engine:
+    """The engine for the model of the settings. Takes from a second to minutes.
+
+    Raises:
+        ModelLoadError
+    """
+    # torch takes seconds to import, and most commands do without it.
+    from idefics_chat.default_model import checkpoint_path
+    from idefics_chat.inference.engine import create_engine
+    from idefics_chat.inference.loader import load_model
+
+    source = str(checkpoint_path()) if settings.model == SHIPPED_MODEL else settings.model
+    loaded = load_model(source, dtype=settings.dtype, quantization=settings.quantization, device=settings.device)
+    return create_engine(loaded, model_id=model_id(settings.model))
+
+
+def model_id(model: str) -> str:
+    """What the model is called in the API: its hub name, or the name of its folder."""
+    return Path(model).resolve().name if Path(model).is_dir() else model
+
+
+def _chat(store: Store, engine: Engine, settings: Settings) -> ChatService:
+    preparation = TurnPreparation(
+        store,
+        engine,
+        clock=time.time,
+        make_id=_make_id,
+        image_limits=ImageLimits(settings.max_image_bytes, settings.max_image_pixels),
+        max_images=settings.max_images_per_turn,
+        max_text=settings.max_text_characters,
+        default_max_output_tokens=settings.default_max_output_tokens,
+    )
+    return ChatService(store, engine, preparation, clock=time.time, make_id=_make_id)
+
+
+def _make_id(kind: Kind) -> str:
+    return new_id(kind, time.time())
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which ends the running answers before it closes the connections."""
+
+    def __init__(self, config: uvicorn.Config, state: ServerState) -> None:
+        super().__init__(config)
+        self._state = state
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are ours: uvicorn would raise them again before the database is closed."""
+        yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._state.services is not None:
+            try:
+                async with asyncio.timeout(self._state.settings.drain_s):
+                    await self._state.services.chat.stop()
+            except TimeoutError:
+                _log.warning(
+                    "answers were still running after %s s; the next start ends them", self._state.settings.drain_s
+                )
+        await super().shutdown(sockets)
+
+
+def _uvicorn_config(settings: Settings, state: ServerState) -> uvicorn.Config:
+    return uvicorn.Config(
+        create_app(state),
+        ws="websockets-sansio",
+        ws_max_size=settings.max_frame_bytes * FRAME_HEADROOM,
+        ws_ping_interval=PING_INTERVAL_S,
+        ws_ping_timeout=PING_INTERVAL_S,
+        ws_per_message_deflate=False,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StartError(
+            f"Cannot listen on {host}:{port} ({reason}); choose another with --port, or stop what runs there."
+        ) from error
+
+
+def _address(host: str, listener: socket.socket) -> str:
+    name = f"[{host}]" if ":" in host else host
+    return f"{name}:{listener.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def _stop_on_signals(server: uvicorn.Server) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        server.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+async def _unless_stopped(serving: asyncio.Task[None], work: Callable[[], T]) -> T | None:
+    """Run slow work in a thread that dies with the process; None if the server stops first."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def run() -> None:
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001  handed to whoever waits
+            _hand_over(loop, done, error=error)
+        else:
+            _hand_over(loop, done, result=result)
+
+    threading.Thread(target=run, name="model-loader", daemon=True).start()
+    waiting: list[asyncio.Future[Any]] = [serving, done]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    return done.result() if done.done() else None
+
+
+def _hand_over(
+    loop: asyncio.AbstractEventLoop,
+    done: "asyncio.Future[T]",
+    *,
+    result: T | None = None,
+    error: BaseException | None = None,
+) -> None:
+    def settle() -> None:
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # type: ignore[arg-type]
+
+    with contextlib.suppress(RuntimeError):  # the loop is gone: the server stopped while this ran
+        loop.call_soon_threadsafe(settle)

@@ -1,0 +1,194 @@
+"""Runs one accepted turn: from the engine's pieces to the log, from the log to the store, to exactly one end.
+
+The log goes to the store a few times a second while the answer grows. The end is committed before anyone sees it, so
+that what a client saw completed is safe.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from idefics_chat.conversation.messages import Message, TextPart, TokenRecord
+from idefics_chat.inference.requests import (
+    Engine,
+    Generation,
+    GenerationRequest,
+    GenerationResult,
+    TextDelta,
+)
+from idefics_chat.inference.sampling_params import SamplingParams
+from idefics_chat.server.errors import as_api_error
+from idefics_chat.server.response_events import EventWriter, FinalStatus
+from idefics_chat.server.response_log import ResponseLog
+from idefics_chat.server.response_object import Json, ResponseDraft, error_object, usage_object
+from idefics_chat.server.turn_preparation import PreparedTurn
+from idefics_chat.storage.errors import StorageError
+from idefics_chat.storage.store import Store
+from idefics_chat.storage.values import Event, FinishedResponse
+
+FLUSH_INTERVAL_S = 0.25
+
+_ENDINGS: dict[str, tuple[FinalStatus, str | None]] = {
+    "stop": ("completed", None),
+    "length": ("incomplete", "max_output_tokens"),
+    "cancelled": ("cancelled", "cancelled"),
+    "stopped": ("incomplete", "server_stopping"),
+}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TurnEnd:
+    """How a turn ended: what the store and the terminal event say of it."""
+
+    status: FinalStatus
+    message: Message | None = None
+    usage: Json | None = None
+    error: Json | None = None
+    reason: str | None = None
+
+
+class TurnRun:
+    """One turn under way. `log` is what subscribers read; `opening` holds its first events, to be committed with the
+    turn itself before `run`."""
+
+    def __init__(self, prepared: PreparedTurn, store: Store, engine: Engine, clock: Callable[[], float]) -> None:
+        new = prepared.new
+        draft = ResponseDraft(
+            new.id, new.conversation_id, new.output_id, new.created_at, new.request, new.previous_response_id
+        )
+        self.log = ResponseLog(new.id, new.conversation_id)
+        self._prepared = prepared
+        self._store = store
+        self._engine = engine
+        self._clock = clock
+        self._writer = EventWriter(draft)
+        self._generates = bool(new.request["generate"])
+        self.opening = self._writer.begin(with_item=self._generates)
+        self._generation: Generation | None = None
+        self._cancelled = False
+        self._unflushed: list[Event] = []
+
+    def cancel(self) -> None:
+        """Ask for the end between two tokens. Idempotent; what was said is kept."""
+        self._cancelled = True
+        if self._generation is not None:
+            self._generation.cancel()
+
+    async def run(self) -> None:
+        """Run to the end; every error becomes the turn's end. The log is closed when this returns."""
+        self.log.publish(self.opening)
+        try:
+            end = await self._generate()
+        except Exception as error:  # noqa: BLE001  whatever failed, the client gets one terminal event
+            end = self._failure(error)
+        try:
+            await self._finish(end)
+        finally:
+            self.log.close()
+
+    async def _generate(self) -> TurnEnd:
+        self._generation = await self._engine.submit(self._request())
+        if self._cancelled:
+            self._generation.cancel()
+        async with asyncio.TaskGroup() as group:
+            ended = asyncio.Event()
+            group.create_task(self._keep_flushing(ended))
+            try:
+                result = await self._collect(self._generation)
+            finally:
+                ended.set()
+        return self._ending(result)
+
+    async def _collect(self, generation: Generation) -> GenerationResult:
+        async for piece in generation:
+            if isinstance(piece, TextDelta):
+                event = self._writer.delta(piece.text)
+                self._unflushed.append(event)
+                self.log.publish([event])
+            else:
+                return piece
+        raise RuntimeError("the engine ended a generation without a result")
+
+    def _request(self) -> GenerationRequest:
+        new = self._prepared.new
+        return GenerationRequest(
+            prompt=self._prepared.prompt,
+            load_image=self._store.image_data,
+            sampling=SamplingParams(**new.request["sampling"]),
+            max_output_tokens=self._prepared.max_output_tokens if self._generates else 0,
+            stop=tuple(new.request["stop"]),
+            cache_key=new.conversation_id,
+        )
+
+    def _ending(self, result: GenerationResult) -> TurnEnd:
+        usage = usage_object(result.usage)
+        if not self._generates and result.finish_reason == "length":
+            return TurnEnd("completed", None, usage)
+        status, reason = _ENDINGS[result.finish_reason]
+        message = self._answer(result, status) if self._generates else None
+        return TurnEnd(status, message, usage, None, reason)
+
+    def _answer(self, result: GenerationResult, status: FinalStatus) -> Message:
+        new = self._prepared.new
+        return Message(
+            id=new.output_id,
+            role="assistant",
+            parts=(TextPart(result.text),),
+            parent_id=new.messages[-1].id if new.messages else new.parent_id,
+            status="completed" if status == "completed" else "incomplete",
+            created_at=self._clock(),
+            tokens=TokenRecord(result.token_ids, self._engine.info.tokenizer) if result.token_ids else None,
+        )
+
+    def _failure(self, error: Exception) -> TurnEnd:
+        cause = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
+        _log.error("response %s failed", self.log.response_id, exc_info=cause)
+        api_error = as_api_error(cause)
+        return TurnEnd("failed", error=error_object(api_error.code, api_error.message))
+
+    async def _keep_flushing(self, ended: asyncio.Event) -> None:
+        """Until `ended`; a flush under way is never broken off, or its events would be written twice. Failing to
+        flush does not end the answer: what is not flushed is committed at the end, or that fails too."""
+        while not ended.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FLUSH_INTERVAL_S):
+                    await ended.wait()
+            with contextlib.suppress(StorageError):
+                await self._flush()
+
+    async def _flush(self) -> None:
+        events = list(self._unflushed)
+        if events:
+            await self._store.append_events(self.log.response_id, events)
+            del self._unflushed[: len(events)]
+
+    async def _finish(self, end: TurnEnd) -> None:
+        now = self._clock()
+        closing = self._closing(end, now)
+        finished = FinishedResponse(
+            self.log.response_id, end.status, end.message, now, end.usage, end.error, end.reason
+        )
+        try:
+            await self._store.finish_response(finished, [*self._unflushed, *closing])
+        except StorageError as error:
+            _log.error("response %s could not be stored", self.log.response_id, exc_info=error)
+            closing = [self._unstored(closing[-1], error)]
+        self.log.publish(closing)
+
+    def _closing(self, end: TurnEnd, now: float) -> list[Event]:
+        return self._writer.end(
+            end.status, completed_at=now, usage=end.usage, error=end.error, incomplete_reason=end.reason
+        )
+
+    def _unstored(self, terminal: Event, error: StorageError) -> Event:
+        """The end of a turn that could not be committed: it failed, whatever the model said."""
+        body = json.loads(terminal.payload)
+        number = len(self.log)
+        response = {**body["response"], "status": "failed", "output": [], "error": error_object(error.code, str(error))}
+        event = {**body, "type": "response.failed", "sequence_number": number, "response": response}
+        return Event(number, "response.failed", json.dumps(event, ensure_ascii=False, separators=(",", ":")))
