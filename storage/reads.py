@@ -58,27 +58,23 @@ def _path() -> Executable:
 
 
 PATH = _path()
-_ITEM = (
+ITEM = (
     select(MessageRecord.conversation_id, *_MESSAGE_COLUMNS, PartRecord.digest, PartRecord.text)
     .join(ConversationRecord, ConversationRecord.id == MessageRecord.conversation_id)
     .outerjoin(PartRecord, PartRecord.message_id == MessageRecord.id)
     .where(MessageRecord.id == bindparam("id"), ConversationRecord.owner_id == bindparam("owner_id"))
     .order_by(PartRecord.position)
 )
-_RESPONSE = select(ResponseRecord.__table__).where(
+RESPONSE = select(ResponseRecord.__table__).where(
     ResponseRecord.id == bindparam("id"), ResponseRecord.owner_id == bindparam("owner_id")
 )
-_RUNNING = (
-    select(ResponseRecord.__table__)
-    .where(ResponseRecord.status == literal_column("'in_progress'"))
-    .order_by(ResponseRecord.id)
-)
-_EVENTS = (
+RUNNING = select(ResponseRecord.__table__).where(ResponseRecord.status == literal_column("'in_progress'"))
+EVENTS = (
     select(EventRecord.sequence_number, EventRecord.type, EventRecord.payload)
     .where(EventRecord.response_id == bindparam("response_id"), EventRecord.sequence_number > bindparam("after"))
     .order_by(EventRecord.sequence_number)
 )
-_IMAGE_OF_OWNER = (
+IMAGE_OF_OWNER = (
     select(ImageRecord.digest, ImageRecord.media_type, ImageRecord.width, ImageRecord.height, ImageDataRecord.data)
     .join(ImageDataRecord, ImageDataRecord.digest == ImageRecord.digest)
     .where(
@@ -90,7 +86,7 @@ _IMAGE_OF_OWNER = (
         .exists(),
     )
 )
-_IMAGE_DATA = select(ImageDataRecord.data).where(ImageDataRecord.digest == bindparam("digest"))
+IMAGE_DATA = select(ImageDataRecord.data).where(ImageDataRecord.digest == bindparam("digest"))
 
 
 async def path(connection: AsyncConnection, conversation_id: str, tip_id: str | None) -> list[Message]:
@@ -105,7 +101,7 @@ async def path(connection: AsyncConnection, conversation_id: str, tip_id: str | 
 
 async def item(connection: AsyncConnection, owner_id: str, item_id: str) -> tuple[str, Message]:
     """The id of the conversation that holds the message, and the message. Raises ItemNotFound."""
-    found = (await connection.execute(_ITEM, {"id": item_id, "owner_id": owner_id})).all()
+    found = (await connection.execute(ITEM, {"id": item_id, "owner_id": owner_id})).all()
     if not found:
         raise ItemNotFound(item_id)
     return found[0].conversation_id, rows.read_messages(found)[0]
@@ -113,7 +109,7 @@ async def item(connection: AsyncConnection, owner_id: str, item_id: str) -> tupl
 
 async def response(connection: AsyncConnection, owner_id: str, response_id: str) -> ResponseRow:
     """Raises ResponseNotFound."""
-    row = (await connection.execute(_RESPONSE, {"id": response_id, "owner_id": owner_id})).one_or_none()
+    row = (await connection.execute(RESPONSE, {"id": response_id, "owner_id": owner_id})).one_or_none()
     if row is None:
         raise ResponseNotFound(response_id)
     return rows.read_response(row)
@@ -121,18 +117,19 @@ async def response(connection: AsyncConnection, owner_id: str, response_id: str)
 
 async def running_responses(connection: AsyncConnection) -> list[ResponseRow]:
     """All responses in progress, of every owner, oldest id first."""
-    return [rows.read_response(row) for row in (await connection.execute(_RUNNING)).all()]
+    found = [rows.read_response(row) for row in (await connection.execute(RUNNING)).all()]
+    return sorted(found, key=lambda row: row.id)  # sorted here: the database would read the whole table in that order
 
 
 async def events(connection: AsyncConnection, response_id: str, after: int) -> list[Event]:
     """The response's events with a number above `after`, in order; none for an unknown response."""
-    found = await connection.execute(_EVENTS, {"response_id": response_id, "after": after})
+    found = await connection.execute(EVENTS, {"response_id": response_id, "after": after})
     return [Event(*row) for row in found.all()]
 
 
 async def image(connection: AsyncConnection, owner_id: str, digest: str) -> StoredImage:
     """An image with its bytes, when a message of the owner shows it. Raises ImageNotFound."""
-    row = (await connection.execute(_IMAGE_OF_OWNER, {"digest": digest, "owner_id": owner_id})).one_or_none()
+    row = (await connection.execute(IMAGE_OF_OWNER, {"digest": digest, "owner_id": owner_id})).one_or_none()
     if row is None:
         raise ImageNotFound(digest)
     return StoredImage(*row)
@@ -140,7 +137,7 @@ async def image(connection: AsyncConnection, owner_id: str, digest: str) -> Stor
 
 async def image_data(connection: AsyncConnection, digest: str) -> bytes:
     """An image's bytes, whoever shows it. Raises ImageNotFound."""
-    data = (await connection.execute(_IMAGE_DATA, {"digest": digest})).scalar_one_or_none()
+    data = (await connection.execute(IMAGE_DATA, {"digest": digest})).scalar_one_or_none()
     if data is None:
         raise ImageNotFound(digest)
     return data

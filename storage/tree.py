@@ -38,7 +38,7 @@ def _chain_of_jumps() -> Executable:
     return select(chain.c.id, chain.c.depth, chain.c.jump_id)
 
 
-_CHAIN = _chain_of_jumps()
+JUMPS = _chain_of_jumps()
 
 
 def load_places(connection: Connection, conversation_id: str, message_id: str | None) -> Places:
@@ -48,7 +48,7 @@ def load_places(connection: Connection, conversation_id: str, message_id: str | 
     """
     if message_id is None:
         return {}
-    rows = connection.execute(_CHAIN, {"id": message_id, "conversation_id": conversation_id}).all()
+    rows = connection.execute(JUMPS, {"id": message_id, "conversation_id": conversation_id}).all()
     if not rows:
         raise ItemNotFound(message_id)
     return {row_id: Place(depth, jump_id) for row_id, depth, jump_id in rows}

@@ -40,20 +40,20 @@ _IN_PROGRESS: ColumnClause[str] = literal_column(
     "'in_progress'"
 )  # as text: a bound value would keep the partial index from being used
 
-_BY_KEY = select(ResponseRecord.__table__).where(
+BY_KEY = select(ResponseRecord.__table__).where(
     ResponseRecord.owner_id == bindparam("owner_id"), ResponseRecord.idempotency_key == bindparam("key")
 )
-_RUNNING = select(ResponseRecord.id).where(
+RUNNING = select(ResponseRecord.id).where(
     ResponseRecord.conversation_id == bindparam("conversation_id"), ResponseRecord.status == _IN_PROGRESS
 )
 _BY_ID = select(ResponseRecord.__table__).where(ResponseRecord.id == bindparam("id"))
-_LAST_EVENT = (
+LAST_EVENT = (
     select(EventRecord.sequence_number)
     .where(EventRecord.response_id == bindparam("response_id"))
     .order_by(EventRecord.sequence_number.desc())
     .limit(1)
 )
-_SHOWN_TO = (
+SHOWN_TO = (
     select(PartRecord.id)
     .join(MessageRecord, MessageRecord.id == PartRecord.message_id)
     .join(ConversationRecord, ConversationRecord.id == MessageRecord.conversation_id)
@@ -189,7 +189,7 @@ def add_events(connection: Connection, response_id: str, events: Sequence[Event]
 def _first_of_key(connection: Connection, owner_id: str, new: NewResponse) -> ResponseRow | None:
     if new.idempotency_key is None:
         return None
-    row = connection.execute(_BY_KEY, {"owner_id": owner_id, "key": new.idempotency_key}).one_or_none()
+    row = connection.execute(BY_KEY, {"owner_id": owner_id, "key": new.idempotency_key}).one_or_none()
     if row is None:
         return None
     if row.request_hash != new.request_hash:
@@ -201,7 +201,7 @@ def _add_response(connection: Connection, owner_id: str, new: NewResponse, resto
     try:
         connection.execute(_ADD_RESPONSE, rows.response_values(owner_id, new, restore_tip_id))
     except IntegrityError as error:
-        running = connection.execute(_RUNNING, {"conversation_id": new.conversation_id}).scalar_one_or_none()
+        running = connection.execute(RUNNING, {"conversation_id": new.conversation_id}).scalar_one_or_none()
         if running is not None:
             raise ConversationBusy(new.conversation_id, running) from error
         raise AlreadyExists("response", new.id) from error
@@ -211,7 +211,7 @@ def _check_digests(connection: Connection, owner_id: str, new: NewResponse) -> N
     """Raises ImageNotFound for an image that neither comes with the turn nor is shown by a message of the owner."""
     sent = {image.digest for image in new.images}
     for digest in {digest for message in new.messages for digest in message.digests} - sent:
-        if connection.execute(_SHOWN_TO, {"digest": digest, "owner_id": owner_id}).first() is None:
+        if connection.execute(SHOWN_TO, {"digest": digest, "owner_id": owner_id}).first() is None:
             raise ImageNotFound(digest)
 
 
@@ -226,7 +226,7 @@ def _require_running(connection: Connection, response_id: str) -> Any:
 
 def _continue_log(connection: Connection, response_id: str, events: Sequence[Event]) -> None:
     if events:
-        last = connection.execute(_LAST_EVENT, {"response_id": response_id}).scalar_one_or_none()
+        last = connection.execute(LAST_EVENT, {"response_id": response_id}).scalar_one_or_none()
         add_events(connection, response_id, events, expected=0 if last is None else last + 1)
 
 
