@@ -1,7 +1,7 @@
 """The small checkpoint that ships with the repository, and how it was made.
 
-A real IDEFICS-1 (`IdeficsForVisionText2Text`) that sees coloured shapes. This module knows only where the checkpoint lies;
-it imports nothing heavy, so that asking for the path costs nothing.
+A real IDEFICS-1 (`IdeficsForVisionText2Text`) that sees coloured shapes. This module knows only where the checkpoint
+lies; it imports nothing heavy, so that asking for the path costs nothing.
 """
 
 from pathlib import Path

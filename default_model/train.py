@@ -1,0 +1,118 @@
+"""Makes the checkpoint from nothing: `python -m idefics_chat.default_model.train --output DIR [--device auto]`.
+
+Three steps, each kept in DIR and skipped when it is there: pictures are drawn, the vision part learns to see, the text
+part learns to speak of what it saw. Interrupted, the same command goes on. Needs about 4 GB of memory and 1.5 GB of
+disk; on one CPU core under two hours with the default times (made on one with bf16 units, which count for much), on an
+accelerator less (`--vision-minutes`, `--text-minutes`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, GenerationConfig, IdeficsForVisionText2Text
+
+from idefics_chat.default_model.architecture import BOS, END, EOS, FAKE, IMAGE, PAD, new_model
+from idefics_chat.default_model.language import Progress, SceneTable, train_language
+from idefics_chat.default_model.scenes import COLORS, SHAPES
+from idefics_chat.default_model.tokenizer import save_processor
+from idefics_chat.default_model.vision import load_pool, train_vision
+
+#: Colour-shape pairs that `--hold-out` leaves out of training: every colour once, every shape at least once.
+HELD_OUT = frozenset((color, SHAPES[(3 * i + 1) % len(SHAPES)]) for i, color in enumerate(COLORS))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for the checkpoint and what is needed to resume"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--scenes", type=int, default=40_000, help="pictures drawn for training (twice that with mirrors)"
+    )
+    parser.add_argument("--vision-minutes", type=float, default=20.0)
+    parser.add_argument("--text-minutes", type=float, default=70.0)
+    parser.add_argument("--hold-out", action="store_true", help=f"train without {len(HELD_OUT)} colour-shape pairs")
+    return parser.parse_args()
+
+
+def pick_device(name: str) -> torch.device:
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def seen_model(args: argparse.Namespace, pool_path: Path, device: torch.device) -> IdeficsForVisionText2Text:
+    """The model after stage one, from `vision.pt` if that is there."""
+    model = new_model(args.seed)
+    model.to(device)  # type: ignore[arg-type]
+    model.set_attn_implementation("eager")  # the fused CPU kernel is slower than this at these sizes
+    kept, done = args.output / "vision.pt", args.output / "vision.done"
+    if kept.exists():
+        model.load_state_dict(torch.load(kept, map_location=device), strict=False)
+    if not done.exists():
+        excluded = HELD_OUT if args.hold_out else frozenset()
+        pool = load_pool(pool_path, args.seed, args.scenes, excluded)
+        right = train_vision(model, pool, args.vision_minutes * 60, device, lambda: save_vision(model, kept))
+        done.write_text(f"{right:.4f}\n")
+    return model
+
+
+def save_vision(model: IdeficsForVisionText2Text, path: Path) -> None:
+    state = {n: t for n, t in model.state_dict().items() if "vision_model" in n or "perceiver" in n}
+    torch.save(state, path)
+
+
+def shippable(model: IdeficsForVisionText2Text) -> IdeficsForVisionText2Text:
+    """A bf16 copy on the CPU."""
+    copy = IdeficsForVisionText2Text(model.config)
+    copy.load_state_dict(model.state_dict())
+    copy.to(torch.bfloat16)  # type: ignore[arg-type]
+    copy.eval()  # type: ignore[no-untyped-call]
+    return copy
+
+
+def export(model: IdeficsForVisionText2Text, output: Path) -> None:
+    """Writes weights and generation config; tokenizer and processor lie there already."""
+    ready = shippable(model)
+    ready.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        bos_token_id=BOS, eos_token_id=[END, EOS], pad_token_id=PAD, bad_words_ids=[[FAKE], [IMAGE]], do_sample=False
+    )
+    ready.save_pretrained(output / "checkpoint")
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    device = pick_device(args.device)
+    args.output.mkdir(parents=True, exist_ok=True)
+    excluded = HELD_OUT if args.hold_out else frozenset()
+    pool_path, text_path = args.output / "pictures.npy", args.output / "text.pt"
+    if not (args.output / "checkpoint" / "tokenizer.json").exists():
+        save_processor(args.output / "checkpoint")
+    tokenizer = AutoTokenizer.from_pretrained(args.output / "checkpoint")
+    model = seen_model(args, pool_path, device)
+    model.load_state_dict({n: p.to(torch.bfloat16).float() for n, p in model.state_dict().items()})
+    print("remembering what the vision part sees", flush=True)
+    table = SceneTable.of(model, load_pool(pool_path, args.seed, args.scenes, excluded), device)
+    resumed = None
+    if text_path.exists():
+        kept = torch.load(text_path, map_location=device, weights_only=True)
+        model.load_state_dict(kept["model"])
+        resumed = Progress(**kept["progress"])
+
+    def save(progress: Progress) -> None:
+        state = {"model": model.state_dict(), "progress": dataclasses.asdict(progress)}
+        torch.save(state, text_path.with_suffix(".new"))
+        text_path.with_suffix(".new").rename(text_path)
+        export(model, args.output)
+
+    train_language(model, tokenizer, table, args.text_minutes * 60, device, save, resumed)
+
+
+if __name__ == "__main__":
+    main()
