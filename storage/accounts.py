@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from secrets import token_hex
+from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, insert, or_, select
+from sqlalchemy import Connection, bindparam, insert, or_, select
 from sqlalchemy.exc import IntegrityError
 
 from idefics_chat.storage import rows
 from idefics_chat.storage.errors import AlreadyExists, ConversationNotFound
 from idefics_chat.storage.models import ConversationRecord, KeyRecord, OwnerRecord
+from idefics_chat.storage.prepared import Prepared
 from idefics_chat.storage.values import Conversation, Owner
 
 OWNER_ID_BYTES = 12
@@ -29,6 +31,7 @@ CONVERSATION = select(ConversationRecord.__table__).where(
 CONVERSATION_BY_KEY = select(ConversationRecord.__table__).where(
     ConversationRecord.owner_id == bindparam("owner_id"), ConversationRecord.external_key == bindparam("external_key")
 )
+_CONVERSATION = Prepared(CONVERSATION)
 
 
 def get_or_create_owner(connection: Connection, name: str, now: float) -> Owner:
@@ -84,9 +87,9 @@ def get_or_create_conversation(
     return create_conversation(connection, owner_id, conversation_id, external_key, None, now)
 
 
-def require_conversation(connection: Connection, owner_id: str, conversation_id: str) -> Row[tuple[object, ...]]:
+def require_conversation(connection: Connection, owner_id: str, conversation_id: str) -> Any:
     """The conversation's row. Raises ConversationNotFound, also for another owner's."""
-    row = connection.execute(CONVERSATION, {"id": conversation_id, "owner_id": owner_id}).one_or_none()
+    row = _CONVERSATION.one(connection, {"id": conversation_id, "owner_id": owner_id})
     if row is None:
         raise ConversationNotFound(conversation_id)
     return row

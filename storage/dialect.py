@@ -96,11 +96,11 @@ def insert_or_ignore(table: Table) -> Insert:
     return insert(table).on_conflict_do_nothing()
 
 
-def transaction_lives(connection: Connection) -> bool:
-    """Whether the database still has the transaction open: on some errors it rolls all of it back by itself."""
-    driver = connection.connection.driver_connection
-    assert isinstance(driver, sqlite3.Connection)
-    return driver.in_transaction
+def driver(connection: Connection) -> sqlite3.Connection:
+    """The driver's own connection."""
+    found = connection.connection.driver_connection
+    assert isinstance(found, sqlite3.Connection)
+    return found
 
 
 def meaning(error: BaseException) -> StorageError | None:

@@ -11,6 +11,7 @@ from idefics_chat.storage.tree import Place
 from idefics_chat.storage.values import Conversation, Event, JsonObject, NewResponse, ResponseRow, ResponseStatus
 
 TOKEN_ID_BYTES = 4
+FINISH_COLUMNS = ("status", "answered", "completed_at", "usage", "error", "incomplete_reason")
 
 
 def to_json(value: object) -> str:
@@ -95,7 +96,11 @@ def response_values(owner_id: str, new: NewResponse, restore_tip_id: str | None)
         "answered": False,
         "status": "in_progress",
         "created_at": new.created_at,
+        "completed_at": None,
         "request": to_json(new.request),
+        "usage": None,
+        "error": None,
+        "incomplete_reason": None,
         "idempotency_key": new.idempotency_key,
         "request_hash": new.request_hash,
         "previous_response_id": new.previous_response_id,

@@ -9,11 +9,12 @@ walking to it.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Executable, bindparam, literal, select
+from sqlalchemy import Connection, SelectBase, bindparam, literal, select
 from sqlalchemy.orm import aliased
 
 from idefics_chat.storage.errors import ItemNotFound
 from idefics_chat.storage.models import MessageRecord
+from idefics_chat.storage.prepared import Prepared
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Place:
 Places = dict[str, Place]
 
 
-def _chain_of_jumps() -> Executable:
+def _chain_of_jumps() -> SelectBase:
     first = select(MessageRecord.id, MessageRecord.depth, MessageRecord.jump_id).where(
         MessageRecord.id == bindparam("id"), MessageRecord.conversation_id == bindparam("conversation_id")
     )
@@ -38,7 +39,7 @@ def _chain_of_jumps() -> Executable:
     return select(chain.c.id, chain.c.depth, chain.c.jump_id)
 
 
-JUMPS = _chain_of_jumps()
+JUMPS = Prepared(_chain_of_jumps())
 
 
 def load_places(connection: Connection, conversation_id: str, message_id: str | None) -> Places:
@@ -48,7 +49,7 @@ def load_places(connection: Connection, conversation_id: str, message_id: str | 
     """
     if message_id is None:
         return {}
-    rows = connection.execute(JUMPS, {"id": message_id, "conversation_id": conversation_id}).all()
+    rows = JUMPS.all(connection, {"id": message_id, "conversation_id": conversation_id})
     if not rows:
         raise ItemNotFound(message_id)
     return {row_id: Place(depth, jump_id) for row_id, depth, jump_id in rows}

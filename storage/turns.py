@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import ColumnClause, Connection, bindparam, delete, insert, literal_column, select, update
-from sqlalchemy.exc import IntegrityError
 
 from idefics_chat.conversation.messages import Message
 from idefics_chat.storage import rows, tree
@@ -33,6 +32,7 @@ from idefics_chat.storage.models import (
     PartRecord,
     ResponseRecord,
 )
+from idefics_chat.storage.prepared import ConstraintError, Prepared
 from idefics_chat.storage.values import Event, FinishedResponse, NewResponse, ResponseRow, StoredImage
 
 _TABLES = Base.metadata.tables
@@ -40,49 +40,47 @@ _IN_PROGRESS: ColumnClause[str] = literal_column(
     "'in_progress'"
 )  # as text: a bound value would keep the partial index from being used
 
-BY_KEY = select(ResponseRecord.__table__).where(
-    ResponseRecord.owner_id == bindparam("owner_id"), ResponseRecord.idempotency_key == bindparam("key")
+BY_KEY = Prepared(
+    select(ResponseRecord.__table__).where(
+        ResponseRecord.owner_id == bindparam("owner_id"), ResponseRecord.idempotency_key == bindparam("key")
+    )
 )
-RUNNING = select(ResponseRecord.id).where(
-    ResponseRecord.conversation_id == bindparam("conversation_id"), ResponseRecord.status == _IN_PROGRESS
+RUNNING = Prepared(
+    select(ResponseRecord.id).where(
+        ResponseRecord.conversation_id == bindparam("conversation_id"), ResponseRecord.status == _IN_PROGRESS
+    )
 )
-_BY_ID = select(ResponseRecord.__table__).where(ResponseRecord.id == bindparam("id"))
-LAST_EVENT = (
+BY_ID = Prepared(select(ResponseRecord.__table__).where(ResponseRecord.id == bindparam("id")))
+LAST_EVENT = Prepared(
     select(EventRecord.sequence_number)
     .where(EventRecord.response_id == bindparam("response_id"))
     .order_by(EventRecord.sequence_number.desc())
     .limit(1)
 )
-SHOWN_TO = (
+SHOWN_TO = Prepared(
     select(PartRecord.id)
     .join(MessageRecord, MessageRecord.id == PartRecord.message_id)
     .join(ConversationRecord, ConversationRecord.id == MessageRecord.conversation_id)
     .where(PartRecord.digest == bindparam("digest"), ConversationRecord.owner_id == bindparam("owner_id"))
     .limit(1)
 )
-_ADD_RESPONSE = insert(ResponseRecord)
-_ADD_EVENTS = insert(EventRecord)
-_ADD_MESSAGES = insert(MessageRecord)
-_ADD_PARTS = insert(PartRecord)
-_ADD_IMAGE = insert_or_ignore(_TABLES["images"])
-_ADD_IMAGE_DATA = insert_or_ignore(_TABLES["image_data"])
-_MOVE_TIP = (
+_ADD_RESPONSE = Prepared(insert(ResponseRecord))
+_ADD_EVENTS = Prepared(insert(EventRecord))
+_ADD_MESSAGES = Prepared(insert(MessageRecord))
+_ADD_PARTS = Prepared(insert(PartRecord), ["message_id", "position", "digest", "text"])
+_ADD_IMAGE = Prepared(insert_or_ignore(_TABLES["images"]))
+_ADD_IMAGE_DATA = Prepared(insert_or_ignore(_TABLES["image_data"]))
+_MOVE_TIP = Prepared(
     update(ConversationRecord)
     .where(ConversationRecord.id == bindparam("of"))
     .values(tip_id=bindparam("to"), updated_at=bindparam("at"))
 )
-_FINISH = (
+_FINISH = Prepared(
     update(ResponseRecord)
     .where(ResponseRecord.id == bindparam("of"))
-    .values(
-        status=bindparam("status"),
-        answered=bindparam("answered"),
-        completed_at=bindparam("completed_at"),
-        usage=bindparam("usage"),
-        error=bindparam("error"),
-        incomplete_reason=bindparam("incomplete_reason"),
-    )
+    .values({name: bindparam(name) for name in rows.FINISH_COLUMNS})
 )
+_REMOVE_MESSAGE = Prepared(delete(MessageRecord).where(MessageRecord.id == bindparam("id")))
 
 
 def begin_response(connection: Connection, owner_id: str, new: NewResponse, events: Sequence[Event]) -> ResponseRow:
@@ -103,7 +101,7 @@ def begin_response(connection: Connection, owner_id: str, new: NewResponse, even
     add_messages(connection, new.conversation_id, new.messages, places)
     add_events(connection, new.id, events, expected=0)
     tip = new.messages[-1].id if new.messages else new.parent_id
-    connection.execute(_MOVE_TIP, {"of": new.conversation_id, "to": tip, "at": new.created_at})
+    _MOVE_TIP.run(connection, {"of": new.conversation_id, "to": tip, "at": new.created_at})
     return rows.begun_response(new)
 
 
@@ -126,8 +124,8 @@ def finish_response(connection: Connection, finished: FinishedResponse, events: 
         _undo_input(connection, response, finished.completed_at)
     elif finished.message is not None:
         _add_answer(connection, response, finished.message, finished.completed_at)
-    connection.execute(
-        _FINISH,
+    _FINISH.run(
+        connection,
         {
             "of": finished.id,
             "status": finished.status,
@@ -151,8 +149,8 @@ def add_images(connection: Connection, images: Sequence[StoredImage], created_at
             "size_bytes": len(image.data),
             "created_at": created_at,
         }
-        if connection.execute(_ADD_IMAGE, about).rowcount:
-            connection.execute(_ADD_IMAGE_DATA, {"digest": image.digest, "data": image.data})
+        if _ADD_IMAGE.run(connection, about):
+            _ADD_IMAGE_DATA.run(connection, {"digest": image.digest, "data": image.data})
 
 
 def add_messages(
@@ -169,12 +167,11 @@ def add_messages(
         for message in messages
     ]
     try:
-        connection.execute(_ADD_MESSAGES, values)
-    except IntegrityError as error:
+        _ADD_MESSAGES.run_each(connection, values)
+    except ConstraintError as error:
         raise AlreadyExists("item", ", ".join(message.id for message in messages)) from error
     parts = [part for message in messages for part in rows.part_values(message)]
-    if parts:
-        connection.execute(_ADD_PARTS, parts)
+    _ADD_PARTS.run_each(connection, parts)
 
 
 def add_events(connection: Connection, response_id: str, events: Sequence[Event], *, expected: int) -> None:
@@ -183,13 +180,13 @@ def add_events(connection: Connection, response_id: str, events: Sequence[Event]
         if event.sequence_number != number:
             raise EventOutOfOrder(response_id, number, event.sequence_number)
     if events:
-        connection.execute(_ADD_EVENTS, rows.event_values(response_id, events))
+        _ADD_EVENTS.run_each(connection, rows.event_values(response_id, events))
 
 
 def _first_of_key(connection: Connection, owner_id: str, new: NewResponse) -> ResponseRow | None:
     if new.idempotency_key is None:
         return None
-    row = connection.execute(BY_KEY, {"owner_id": owner_id, "key": new.idempotency_key}).one_or_none()
+    row = BY_KEY.one(connection, {"owner_id": owner_id, "key": new.idempotency_key})
     if row is None:
         return None
     if row.request_hash != new.request_hash:
@@ -199,11 +196,11 @@ def _first_of_key(connection: Connection, owner_id: str, new: NewResponse) -> Re
 
 def _add_response(connection: Connection, owner_id: str, new: NewResponse, restore_tip_id: str | None) -> None:
     try:
-        connection.execute(_ADD_RESPONSE, rows.response_values(owner_id, new, restore_tip_id))
-    except IntegrityError as error:
-        running = connection.execute(RUNNING, {"conversation_id": new.conversation_id}).scalar_one_or_none()
+        _ADD_RESPONSE.run(connection, rows.response_values(owner_id, new, restore_tip_id))
+    except ConstraintError as error:
+        running = RUNNING.one(connection, {"conversation_id": new.conversation_id})
         if running is not None:
-            raise ConversationBusy(new.conversation_id, running) from error
+            raise ConversationBusy(new.conversation_id, running.id) from error
         raise AlreadyExists("response", new.id) from error
 
 
@@ -211,12 +208,12 @@ def _check_digests(connection: Connection, owner_id: str, new: NewResponse) -> N
     """Raises ImageNotFound for an image that neither comes with the turn nor is shown by a message of the owner."""
     sent = {image.digest for image in new.images}
     for digest in {digest for message in new.messages for digest in message.digests} - sent:
-        if connection.execute(SHOWN_TO, {"digest": digest, "owner_id": owner_id}).first() is None:
+        if SHOWN_TO.one(connection, {"digest": digest, "owner_id": owner_id}) is None:
             raise ImageNotFound(digest)
 
 
 def _require_running(connection: Connection, response_id: str) -> Any:
-    row = connection.execute(_BY_ID, {"id": response_id}).one_or_none()
+    row = BY_ID.one(connection, {"id": response_id})
     if row is None:
         raise ResponseNotFound(response_id)
     if row.status != "in_progress":
@@ -226,8 +223,8 @@ def _require_running(connection: Connection, response_id: str) -> Any:
 
 def _continue_log(connection: Connection, response_id: str, events: Sequence[Event]) -> None:
     if events:
-        last = connection.execute(LAST_EVENT, {"response_id": response_id}).scalar_one_or_none()
-        add_events(connection, response_id, events, expected=0 if last is None else last + 1)
+        last = LAST_EVENT.one(connection, {"response_id": response_id})
+        add_events(connection, response_id, events, expected=0 if last is None else last.sequence_number + 1)
 
 
 def _add_answer(connection: Connection, response: Any, message: Message, at: float) -> None:
@@ -237,10 +234,11 @@ def _add_answer(connection: Connection, response: Any, message: Message, at: flo
         raise ValueError(f"The answer of {response.id} is {response.output_id} after {parent_id}, not {message.id}.")
     places = tree.load_places(connection, response.conversation_id, parent_id)
     add_messages(connection, response.conversation_id, [replace(message, parent_id=parent_id)], places)
-    connection.execute(_MOVE_TIP, {"of": response.conversation_id, "to": message.id, "at": at})
+    _MOVE_TIP.run(connection, {"of": response.conversation_id, "to": message.id, "at": at})
 
 
 def _undo_input(connection: Connection, response: Any, at: float) -> None:
     input_ids: list[str] = rows.from_json(response.input_ids)
-    connection.execute(_MOVE_TIP, {"of": response.conversation_id, "to": response.restore_tip_id, "at": at})
-    connection.execute(delete(MessageRecord).where(MessageRecord.id.in_(input_ids)))
+    _MOVE_TIP.run(connection, {"of": response.conversation_id, "to": response.restore_tip_id, "at": at})
+    for message_id in reversed(input_ids):
+        _REMOVE_MESSAGE.run(connection, {"id": message_id})

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
 
-from idefics_chat.storage.dialect import meaning, transaction_lives
+from idefics_chat.storage.dialect import driver, meaning
 from idefics_chat.storage.errors import DatabaseUnavailable, StorageError
 
 T = TypeVar("T")
@@ -134,15 +134,16 @@ def commit_together(engine: Engine, units: Sequence[Unit[Any]]) -> list[Outcome]
 
 def _attempt(connection: Connection, unit: Unit[Any]) -> Outcome:
     """One unit in a savepoint. Raises only when the whole transaction is lost."""
-    connection.exec_driver_sql("SAVEPOINT unit")
+    execute = driver(connection).execute
+    execute("SAVEPOINT unit")
     try:
         value = unit(connection)
-        connection.exec_driver_sql("RELEASE unit")
+        execute("RELEASE unit")
     except Exception as error:
-        if not transaction_lives(connection):
+        if not driver(connection).in_transaction:  # on some errors the database rolls all of it back by itself
             raise
-        connection.exec_driver_sql("ROLLBACK TO unit")
-        connection.exec_driver_sql("RELEASE unit")
+        execute("ROLLBACK TO unit")
+        execute("RELEASE unit")
         return Failed(error if isinstance(error, StorageError) else meaning(error) or error)
     return Done(value)
 

@@ -22,11 +22,11 @@ STATEMENTS = {
     "conversation by key": accounts.CONVERSATION_BY_KEY,
     "owner by key": accounts.OWNER_BY_KEY,
     "owner by name": accounts.OWNER_BY_NAME,
-    "jumps": tree.JUMPS,
-    "response by idempotency key": turns.BY_KEY,
-    "running response": turns.RUNNING,
-    "last event": turns.LAST_EVENT,
-    "image shown to": turns.SHOWN_TO,
+    "jumps": tree.JUMPS.statement,
+    "response by idempotency key": turns.BY_KEY.statement,
+    "running response": turns.RUNNING.statement,
+    "last event": turns.LAST_EVENT.statement,
+    "image shown to": turns.SHOWN_TO.statement,
 }
 
 
