@@ -6,19 +6,13 @@ Images need the tokenizer, the chat template and the image processor; a whole `A
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
-    PreTrainedConfig,
-)
+import transformers
+from transformers import PreTrainedConfig
 
 from idefics_chat.inference.checkpoint_source import CheckpointSource, find_checkpoint
 from idefics_chat.inference.errors import ModelLoadError
@@ -26,6 +20,13 @@ from idefics_chat.inference.precision import choose_device, choose_dtype, device
 from idefics_chat.inference.tokenizer_facts import TokenizerFacts, describe_tokenizer, missing_tokens
 
 logger = logging.getLogger(__name__)
+
+# Annotated as Any: what the Auto classes return is decided when they are called.
+AutoConfig: Any = transformers.AutoConfig
+AutoProcessor: Any = transformers.AutoProcessor
+AutoTokenizer: Any = transformers.AutoTokenizer
+AutoImageProcessor: Any = transformers.AutoImageProcessor
+AutoModel: Any = transformers.AutoModelForImageTextToText
 
 LAYOUTS = {"idefics": "idefics-instruct"}
 """The families that can be loaded, by `model_type`, with the prompt layout each speaks."""
@@ -44,10 +45,10 @@ class LoadedModel:
     source: str
     family: str
     layout: str
-    model: Any
-    image_processor: Any
-    tokenizer: Any
-    facts: TokenizerFacts
+    model: Any = field(repr=False)
+    image_processor: Any = field(repr=False)
+    tokenizer: Any = field(repr=False)
+    facts: TokenizerFacts = field(repr=False)
     end_ids: frozenset[int]
     context_tokens: int
     device: torch.device
@@ -157,7 +158,7 @@ def _checked_tokenizer(source: str, family: str, tokenizer: Any, config: PreTrai
 
 
 def _load_weights(checkpoint: CheckpointSource, options: dict[str, Any]) -> Any:
-    model, found = AutoModelForImageTextToText.from_pretrained(
+    model, found = AutoModel.from_pretrained(
         checkpoint.name, local_files_only=checkpoint.local_files_only, output_loading_info=True, **options
     )
     lacking = [*found["missing_keys"], *(str(item) for item in found["mismatched_keys"])]

@@ -6,12 +6,14 @@ prefix from the root or as a suffix, and so may match nothing, or too much.
 """
 
 import logging
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
+import transformers
 from torch import nn
-from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from idefics_chat.inference.errors import ModelLoadError
 
@@ -31,7 +33,11 @@ def choose_device(name: str) -> torch.device:
     Raises:
         ModelLoadError: an unknown name, or a device that this machine lacks.
     """
-    available = {"cuda": torch.cuda.is_available, "xpu": torch.xpu.is_available, "mps": torch.backends.mps.is_available}
+    available: dict[str, Callable[[], bool]] = {
+        "cuda": torch.cuda.is_available,
+        "xpu": torch.xpu.is_available,
+        "mps": torch.backends.mps.is_available,
+    }
     if name == "auto":
         return torch.device(next((kind for kind, there in available.items() if there()), "cpu"))
     if name != "cpu" and name not in available:
@@ -67,8 +73,8 @@ def device_map(device_name: str, device: torch.device) -> str | dict[str, torch.
 
 def quantization_config(
     quantization: str | None, config: PreTrainedConfig, dtype: torch.dtype, device: torch.device
-) -> BitsAndBytesConfig | None:
-    """How bitsandbytes is to pack the model of `config`, or None for not at all.
+) -> Any:
+    """How bitsandbytes is to pack the model of `config` (a `BitsAndBytesConfig`), or None for not at all.
 
     Raises:
         ModelLoadError: an unknown scheme, no bitsandbytes, a device it cannot use, or nothing in the model to pack.
@@ -82,11 +88,12 @@ def quantization_config(
     if device.type == "mps":
         raise ModelLoadError(f"{quantization} cannot be done on an mps device; use bfloat16 there, or the cpu.")
     skipped = _kept_whole(config, quantization)
+    packed: Any = transformers.BitsAndBytesConfig
     if quantization == "8bit":
         # It warns of its own cast to 16 bits at every product.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
-    return BitsAndBytesConfig(
+        return packed(load_in_8bit=True, llm_int8_skip_modules=skipped)
+    return packed(
         load_in_4bit=True,
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_quant_type="nf4",
@@ -97,8 +104,9 @@ def quantization_config(
 
 def _kept_whole(config: PreTrainedConfig, quantization: str) -> list[str]:
     """Full paths of what is not packed: the output head, and every matrix whose shape does not allow it."""
+    auto: Any = transformers.AutoModelForImageTextToText
     with torch.device("meta"):
-        model: Any = AutoModelForImageTextToText.from_config(config)
+        model = auto.from_config(config)
     linear = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
     whole = [name for name, module in linear.items() if not _can_pack(module, quantization)]
     head = [name for name, module in model.named_modules() if module is model.get_output_embeddings()]

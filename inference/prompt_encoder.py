@@ -7,7 +7,7 @@ family's business and comes in as a function.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from tokenizers import AddedToken
 
@@ -79,16 +79,12 @@ class PromptEncoder:
         return run if ours and in_range else TextRun(run.text)
 
     def _texts(self, runs: Sequence[Run], before: AddedToken | None, after: AddedToken | None) -> list[list[int]]:
-        """Ids of neighbouring texts. Control tokens that swallow whitespace around them do so here too."""
+        """Ids of neighbouring texts, those of each apart."""
         texts = [run.text for run in runs if isinstance(run, TextRun)]
-        whole = "".join(texts)
-        lead = len(whole) - len(whole.lstrip()) if before is not None and before.rstrip else 0
-        tail = len(whole.rstrip()) if after is not None and after.lstrip else len(whole)
-        encoded = self._text.encode(whole[lead : max(lead, tail)], before)
-        ends = [max(0, end - lead) for end in _ends(texts)]
-        lengths = run_lengths(encoded.starts, ends)
+        encoded = self._text.encode("".join(texts), before, after)
+        lengths = run_lengths(encoded.starts, _ends_of([len(text) for text in texts]))
         cuts = [0, *_ends_of(lengths)]
-        return [list(encoded.ids[start:end]) for start, end in zip(cuts, cuts[1:], strict=False)]
+        return [list(encoded.ids[start:end]) for start, end in pairwise(cuts)]
 
     def _ids(self, run: Run, image_tokens: ImageTokens) -> Sequence[int]:
         if isinstance(run, ImageRun):
@@ -113,10 +109,6 @@ class PromptEncoder:
 
 def _stretch_key(index: int, run: Run) -> int:
     return -1 if isinstance(run, TextRun) else index
-
-
-def _ends(texts: Sequence[str]) -> list[int]:
-    return _ends_of([len(text) for text in texts])
 
 
 def _ends_of(lengths: Sequence[int]) -> list[int]:

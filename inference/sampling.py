@@ -5,6 +5,7 @@ request has its own random generator, so that a seed gives the same tokens whoev
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ class Sampler:
         self._banned = torch.tensor(sorted(banned_ids), dtype=torch.long)
         self._prompt_ids = torch.tensor(sorted(set(prompt_ids)), dtype=torch.long)
         self._seen: Tensor | None = None
-        self._warpers = _warpers(params)
+        self._warpers: Any = _warpers(params)
         self._generator = torch.Generator(device="cpu")
         if params.seed is None:
             self._generator.seed()

@@ -1,6 +1,8 @@
 """How the next token is chosen: plain values with their ranges. No torch here."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from idefics_chat.inference.errors import InvalidSampling
 
@@ -26,16 +28,27 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            value = getattr(self, item.name)
-            if value is not None and not _RANGES[item.name][0](value):
-                raise InvalidSampling(item.name, _RANGES[item.name][1])
+            fits, problem = _RANGES[item.name]
+            if not _fits(getattr(self, item.name), fits):
+                raise InvalidSampling(item.name, problem)
 
 
-_RANGES = {
+def _fits(value: Any, fits: Callable[[Any], bool]) -> bool:
+    try:
+        return value is None or fits(value)
+    except TypeError:
+        return False
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "temperature": (lambda v: 0 <= v <= 2, "must be between 0 and 2."),
     "top_p": (lambda v: 0 < v <= 1, "must be above 0 and at most 1."),
-    "top_k": (lambda v: 0 <= v <= 1_000_000, "must be a whole number from 0 (all) up."),
+    "top_k": (lambda v: _whole(v) and 0 <= v <= 1_000_000, "must be a whole number from 0 (all) up."),
     "min_p": (lambda v: 0 <= v <= 1, "must be between 0 and 1."),
     "repetition_penalty": (lambda v: 0.1 <= v <= 10, "must be between 0.1 and 10."),
-    "seed": (lambda v: -(2**63) <= v < 2**63, "must be a 64-bit whole number."),
+    "seed": (lambda v: _whole(v) and -(2**63) <= v < 2**63, "must be a 64-bit whole number."),
 }

@@ -2,21 +2,22 @@
 
 A tokenizer splits special tokens off wherever they stand in its input, so text from a user must never be seen by it as
 it is. Here text goes through a private copy of the tokenizer that has no added tokens (but those that are only
-whitespace: they are text), behind one sentinel token of our own: text is always "what follows a special token", never
-the start of a string, which SentencePiece-like tokenizers treat differently. The sentinel's id is dropped. A last
-guard looks for control ids all the same, since a vocabulary may hold them as ordinary pieces too.
+whitespace: they are text), between two sentinel tokens of our own: text is always "what follows a special token",
+never the start of a string, which SentencePiece-like tokenizers treat differently. The sentinels' ids are dropped. A
+last guard looks for control ids all the same, since a vocabulary may hold them as ordinary pieces too.
 """
 
 import json
 from bisect import bisect_left
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tokenizers import AddedToken, Tokenizer
 
 from idefics_chat.inference.tokenizer_facts import TokenizerFacts
 
-SENTINEL = "\ue000\ue0ff\ue001"
-"""Private-use code points: no normalizer changes them and no vocabulary has them."""
+BEFORE, AFTER = "\ue000\ue0ff\ue001", "\ue000\ue0fe\ue001"
+"""The sentinels. Private-use code points: no normalizer changes them and no vocabulary has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,63 +29,76 @@ class EncodedText:
 
 
 class TextEncoder:
-    """Encodes text as one tokenizer would behind a special token. Safe to share between threads."""
+    """Encodes text as one tokenizer would between special tokens. Safe to share between threads."""
 
     def __init__(self, facts: TokenizerFacts) -> None:
+        self._facts = facts
         self._forbidden = frozenset(facts.control_ids.values()) - {facts.unknown_id}
-        self._copies = {normalized: _Copy(facts, normalized) for normalized in (False, True)}
+        self._copies: dict[tuple[bool, ...], _Copy] = {}
 
-    def encode(self, text: str, after: AddedToken | None = None) -> EncodedText:
-        """Ids of `text` as it stands behind the control token `after` (None: one that is taken from the raw text).
+    def encode(self, text: str, before: AddedToken | None = None, after: AddedToken | None = None) -> EncodedText:
+        """Ids of `text` as it stands between the control tokens `before` and `after` (None: any plain one).
 
         Lone surrogates, which no tokenizer takes, count as U+FFFD.
         """
-        clean = _without_lone_surrogates(text)
-        copy = self._copies[bool(after is not None and after.normalized)]
-        ids, starts = self._guarded(copy, clean, 0)
+        ids, starts = self._guarded(_without_lone_surrogates(text), 0, before, after)
         return EncodedText(tuple(ids), tuple(starts))
 
-    def _guarded(self, copy: "_Copy", text: str, offset: int) -> tuple[list[int], list[int]]:
+    def _guarded(
+        self, text: str, offset: int, before: AddedToken | None, after: AddedToken | None
+    ) -> tuple[list[int], list[int]]:
         """Split a text that yields a control id, and try again: a control token needs all of its characters. One
         character that is a control token by itself yields nothing."""
         if not text:
             return [], []
-        ids, starts = copy.encode(text)
-        if not (self._forbidden.intersection(ids) or copy.sentinel_id in ids):
+        ids, starts = self._copy(before, after).encode(text)
+        if not (self._forbidden.intersection(ids) or FOREIGN in ids):
             return ids, [offset + start for start in starts]
         if len(text) == 1:
             return [], []
         middle = len(text) // 2
-        left, left_starts = self._guarded(copy, text[:middle], offset)
-        right, right_starts = self._guarded(copy, text[middle:], offset + middle)
+        left, left_starts = self._guarded(text[:middle], offset, before, None)
+        right, right_starts = self._guarded(text[middle:], offset + middle, None, after)
         return left + right, left_starts + right_starts
+
+    def _copy(self, before: AddedToken | None, after: AddedToken | None) -> "_Copy":
+        flags = (*_flags(before), *_flags(after))
+        if flags not in self._copies:
+            self._copies[flags] = _Copy(self._facts, before, after)
+        return self._copies[flags]
+
+
+FOREIGN = -1
+"""Stands among the ids of a text for a sentinel that the text itself holds."""
 
 
 class _Copy:
-    """The tokenizer without its added tokens, with a sentinel in front of every text.
+    """The tokenizer without its added tokens, with a sentinel on each side of every text.
 
-    `normalized` is that of the control token which the sentinel stands for: a token that is found in the normalized
-    text leaves the text behind it without the prefix that the normalizer may put before a text.
+    The sentinels have the flags of the control tokens they stand for, since these decide what becomes of whitespace
+    beside them, and whether the text counts as one piece with them when it is normalized.
     """
 
-    def __init__(self, facts: TokenizerFacts, normalized: bool) -> None:
+    def __init__(self, facts: TokenizerFacts, before: AddedToken | None, after: AddedToken | None) -> None:
         state = json.loads(facts.backend.to_str())
         kept = [token for token in state["added_tokens"] if not token["content"].strip()]
         state.update(added_tokens=[], truncation=None, padding=None, post_processor=None)
         self._tokenizer = Tokenizer.from_str(json.dumps(state))
         self._tokenizer.add_tokens([_added_token(token) for token in kept])
-        self._tokenizer.add_special_tokens([AddedToken(SENTINEL, normalized=normalized, special=True)])
-        self._real_ids = {self._tokenizer.token_to_id(token["content"]): token["id"] for token in kept}
-        self.sentinel_id = self._tokenizer.token_to_id(SENTINEL)
+        self._tokenizer.add_special_tokens([_sentinel(BEFORE, before), _sentinel(AFTER, after)])
+        vocabulary = self._tokenizer.get_vocab()
+        self._real_ids = {vocabulary[token["content"]]: token["id"] for token in kept}
+        self._sentinels = (vocabulary[BEFORE], vocabulary[AFTER])
 
     def encode(self, text: str) -> tuple[list[int], list[int]]:
-        """Ids and starts. The sentinel's own id stays in only where the text itself holds the sentinel."""
-        encoding = self._tokenizer.encode(SENTINEL + text, add_special_tokens=False)
-        first = encoding.ids.index(self.sentinel_id) + 1
-        ids = [self._real_ids.get(index, index) for index in encoding.ids[first:]]
-        if self.sentinel_id in encoding.ids[first:]:
-            ids = list(encoding.ids[first:])
-        return ids, [max(0, start - len(SENTINEL)) for start, _ in encoding.offsets[first:]]
+        """Ids, and the offset of each in the text."""
+        encoding = self._tokenizer.encode(BEFORE + text + AFTER, add_special_tokens=False)
+        inside = slice(encoding.ids.index(self._sentinels[0]) + 1, -1)
+        starts = [start - len(BEFORE) for start, _ in encoding.offsets[inside]]
+        return [self._real_id(index) for index in encoding.ids[inside]], starts
+
+    def _real_id(self, index: int) -> int:
+        return FOREIGN if index in self._sentinels else self._real_ids.get(index, index)
 
 
 def run_lengths(starts: tuple[int, ...], ends: list[int]) -> list[int]:
@@ -93,7 +107,16 @@ def run_lengths(starts: tuple[int, ...], ends: list[int]) -> list[int]:
     A token belongs to the text it starts in.
     """
     cuts = [0, *(bisect_left(starts, end) for end in ends[:-1]), len(starts)]
-    return [later - earlier for earlier, later in zip(cuts, cuts[1:], strict=False)]
+    return [later - earlier for earlier, later in pairwise(cuts)]
+
+
+def _flags(token: AddedToken | None) -> tuple[bool, bool, bool]:
+    return (False, False, False) if token is None else (token.lstrip, token.rstrip, token.normalized)
+
+
+def _sentinel(content: str, like: AddedToken | None) -> AddedToken:
+    lstrip, rstrip, normalized = _flags(like)
+    return AddedToken(content, lstrip=lstrip, rstrip=rstrip, normalized=normalized, special=True)
 
 
 def _added_token(state: dict[str, object]) -> AddedToken:

@@ -1,0 +1,327 @@
+"""What the tests of the inference package share: small tokenizers, small checkpoints, prompts, a stock `generate`.
+
+Nothing here has a network: all checkpoints are made on the spot from random weights, but for the one that ships.
+"""
+
+import asyncio
+import hashlib
+import io
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import (
+    IdeficsConfig,
+    IdeficsForVisionText2Text,
+    IdeficsProcessor,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.idefics.image_processing_pil_idefics import IdeficsImageProcessorPil
+
+from idefics_chat.conversation.layouts import layout_named
+from idefics_chat.conversation.messages import ImagePart, Message, TextPart
+from idefics_chat.conversation.prompt import BOS, ControlRun, ImageRun, Prompt, TextRun, TokenRun
+from idefics_chat.default_model import checkpoint_path
+from idefics_chat.inference.engine import EngineLimits, LocalEngine, create_engine
+from idefics_chat.inference.loader import LoadedModel, load_model
+from idefics_chat.inference.requests import GenerationRequest, GenerationResult, TextDelta
+
+torch.set_num_threads(1)
+
+CONTROL = ["<fake_token_around_image>", "<image>", "<end_of_utterance>"]
+CORPUS = [
+    "User: What is in this image?\nAssistant: A red square and a blue circle on a white background.",
+    "def add(a, b):\n    return a + b  # the sum of both",
+    "the quick brown fox jumps over the lazy dog, and then the other one sleeps",
+] * 4
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def _trained(pre_tokenizer: Any, size: int) -> tuple[list[str], list[Any]]:
+    """Vocabulary and merges of a small BPE."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=size, show_progress=False))
+    model = json.loads(tokenizer.to_str())["model"]
+    return sorted(model["vocab"], key=model["vocab"].get), [tuple(merge) for merge in model["merges"]]
+
+
+def _add_control(tokenizer: Tokenizer, **flags: bool) -> Tokenizer:
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in ("<unk>", "<s>", "</s>")])
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, **flags) for token in CONTROL])
+    return tokenizer
+
+
+def sentencepiece_like(legacy: bool = False) -> Tokenizer:
+    """BPE with byte tokens for what the vocabulary lacks, spaces as U+2581. `legacy` puts a space before every piece
+    of text, as the first Llama tokenizers did."""
+    metaspace = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    words, merges = _trained(pre_tokenizers.Metaspace(), 200)
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *words]
+    model = models.BPE({piece: index for index, piece in enumerate(pieces)}, merges, byte_fallback=True, fuse_unk=True)
+    tokenizer = Tokenizer(model)
+    if legacy:
+        steps = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+        tokenizer.normalizer = normalizers.Sequence(steps)
+    else:
+        tokenizer.pre_tokenizer = metaspace
+    steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
+    return _add_control(tokenizer)
+
+
+def byte_level(**flags: bool) -> Tokenizer:
+    """Byte-level BPE, with one added token of spaces as code models have. `flags` are of the control tokens."""
+    pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words, merges = _trained(pre_tokenizer, 340)
+    alphabet = sorted({*pre_tokenizers.ByteLevel.alphabet(), *words}, key=lambda word: (len(word), word))
+    pieces = ["<unk>", "<s>", "</s>", *alphabet]
+    tokenizer = Tokenizer(models.BPE({piece: index for index, piece in enumerate(pieces)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens([AddedToken("    ", normalized=False)])
+    return _add_control(tokenizer, **flags)
+
+
+def wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """A tokenizer as transformers has it."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<unk>",
+        extra_special_tokens=CONTROL,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
+    "sentencepiece": sentencepiece_like,
+    "legacy sentencepiece": lambda: sentencepiece_like(legacy=True),
+    "byte level": byte_level,
+    "byte level, greedy control tokens": lambda: byte_level(lstrip=True, rstrip=True),
+}
+
+
+@pytest.fixture(scope="session", params=sorted(TOKENIZERS))
+def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
+    """Each kind of tokenizer in turn."""
+    return wrapped(TOKENIZERS[request.param]())
+
+
+def make_idefics(folder: Path, tokenizer: PreTrainedTokenizerFast, *, resampler: bool = True, seed: int = 0) -> Path:
+    """A small IDEFICS-1 checkpoint with random weights."""
+    torch.manual_seed(seed)
+    vocabulary = len(tokenizer) - len(CONTROL)
+    config = IdeficsConfig(
+        vocab_size=vocabulary,
+        additional_vocab_size=len(CONTROL),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        cross_layer_interval=1,
+        qk_layer_norms=True,
+        alpha_initializer="ones",
+        use_resampler=resampler,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        vision_config={
+            "embed_dim": 32,
+            "image_size": 28,
+            "patch_size": 14,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 2,
+            "intermediate_size": 64,
+        },
+        perceiver_config={
+            "use_resampler": resampler,
+            "resampler_n_latents": 6,
+            "resampler_depth": 1,
+            "resampler_n_heads": 4,
+            "resampler_head_dim": 16,
+        },
+    )
+    model = IdeficsForVisionText2Text(config).eval()
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() >= 2:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    model.save_pretrained(folder)
+    IdeficsProcessor(IdeficsImageProcessorPil(image_size=28), tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_idefics(tmp_path_factory.mktemp("idefics"), wrapped(sentencepiece_like()))
+
+
+@pytest.fixture(scope="session")
+def plain_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One without the resampler, and with a byte-level tokenizer."""
+    return make_idefics(tmp_path_factory.mktemp("plain"), wrapped(byte_level()), resampler=False, seed=7)
+
+
+@pytest.fixture(scope="session")
+def shipped() -> LoadedModel:
+    return load_model(str(checkpoint_path()), dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def random_model(random_checkpoint: Path) -> LoadedModel:
+    return load_model(str(random_checkpoint), dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def plain_model(plain_checkpoint: Path) -> LoadedModel:
+    return load_model(str(plain_checkpoint), dtype="float32", device="cpu")
+
+
+class Album:
+    """Images by digest, and what was asked for."""
+
+    def __init__(self) -> None:
+        self.data: dict[str, bytes] = {}
+        self.loaded: list[str] = []
+
+    def add(self, colour: str, shape: str = "ellipse", size: int = 64) -> str:
+        """Draw an image; return its digest."""
+        image = Image.new("RGB", (size, size), "white")
+        getattr(ImageDraw.Draw(image), shape)((size // 4, size // 4, 3 * size // 4, 3 * size // 4), fill=colour)
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+        self.data[digest] = buffer.getvalue()
+        return digest
+
+    def image(self, digest: str) -> Image.Image:
+        return Image.open(io.BytesIO(self.data[digest])).convert("RGB")
+
+    async def load(self, digest: str) -> bytes:
+        self.loaded.append(digest)
+        await asyncio.sleep(0)
+        return self.data[digest]
+
+
+@pytest.fixture
+def album() -> Album:
+    return Album()
+
+
+def _user(*parts: str) -> Message:
+    return Message("", "user", tuple(ImagePart(p) if len(p) == 64 else TextPart(p) for p in parts))
+
+
+def _conversation(turns: Sequence[Sequence[str] | str], instructions: str | None = None) -> Prompt:
+    """A prompt of turns: a list of texts and digests is a question, a string an answer."""
+    messages = [
+        Message("", "assistant", (TextPart(turn),)) if isinstance(turn, str) else _user(*turn) for turn in turns
+    ]
+    return layout_named("idefics-instruct")(messages, instructions)
+
+
+@pytest.fixture(scope="session")
+def conversation() -> Callable[..., Prompt]:
+    return _conversation
+
+
+def _processor_inputs(loaded: LoadedModel, prompt: Prompt, image: Callable[[str], Image.Image]) -> dict[str, Any]:
+    """What the model's own processor makes of the prompt's items."""
+    items: list[Any] = []
+    for run in prompt.runs:
+        if isinstance(run, ImageRun):
+            items.append(image(run.digest))
+        elif not (isinstance(run, ControlRun) and run.token in (BOS, "<fake_token_around_image>")):
+            text = run.token if isinstance(run, ControlRun) else run.text
+            items[-1:] = [items[-1] + text] if items and isinstance(items[-1], str) else [*items[-1:], text]
+    processor = IdeficsProcessor(loaded.image_processor, loaded.tokenizer)
+    return dict(processor(text=items, add_end_of_utterance_token=False, return_tensors="pt"))
+
+
+@pytest.fixture(scope="session")
+def processor_inputs() -> Callable[..., dict[str, Any]]:
+    return _processor_inputs
+
+
+def _stock_answer(loaded: LoadedModel, prompt: Prompt, album: Album, max_tokens: int, **options: Any) -> list[int]:
+    """The ids that `generate` of transformers gives for the processor's inputs, the end token left out."""
+    if any(isinstance(run, TokenRun) for run in prompt.runs):
+        raise ValueError("a processor knows no ids of record")
+    inputs = _processor_inputs(loaded, prompt, album.image)
+    banned = [[loaded.facts.control_ids[token]] for token in ("<image>", "<fake_token_around_image>")]
+    settings = {"do_sample": False, "num_beams": 1, **options}
+    out = loaded.model.generate(
+        **inputs,
+        max_new_tokens=max_tokens,
+        bad_words_ids=banned,
+        eos_token_id=sorted(loaded.end_ids),
+        pad_token_id=0,
+        **settings,
+    )
+    ids = out[0, inputs["input_ids"].shape[1] :].tolist()
+    return ids[:-1] if ids and ids[-1] in loaded.end_ids else ids
+
+
+@pytest.fixture(scope="session")
+def stock_answer() -> Callable[..., list[int]]:
+    return _stock_answer
+
+
+@pytest.fixture
+async def running(anyio_backend: str) -> AsyncIterator[Callable[..., LocalEngine]]:
+    """Starts engines, and stops them when the test ends."""
+    engines: list[LocalEngine] = []
+
+    def start(loaded: LoadedModel, **limits: Any) -> LocalEngine:
+        engines.append(create_engine(loaded, limits=EngineLimits(**limits)))
+        return engines[-1]
+
+    yield start
+    for engine in engines:
+        await engine.aclose()
+
+
+async def _answer(engine: LocalEngine, request: GenerationRequest) -> tuple[list[str], GenerationResult]:
+    """The pieces and the result of a request."""
+    pieces: list[str] = []
+    async for item in await engine.submit(request):
+        if isinstance(item, TextDelta):
+            pieces.append(item.text)
+        else:
+            return pieces, item
+    raise AssertionError("a generation ended without a result")
+
+
+@pytest.fixture(scope="session")
+def answer() -> Callable[..., Any]:
+    return _answer
+
+
+@pytest.fixture(scope="session")
+def text_run() -> Callable[[str], Prompt]:
+    return lambda text: Prompt((TextRun(text),), (None,))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Two tests that time nothing should not fight for cores either."""
+    torch.set_num_threads(1)
+    return
