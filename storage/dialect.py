@@ -22,6 +22,7 @@ from idefics_chat.storage.errors import DatabaseUnavailable, InvalidText, Storag
 READ_CONNECTIONS = 8
 READ_WAIT_S = 30.0
 BUSY_TIMEOUT_MS = 10_000
+CHECKPOINT_PAGES = 4_000
 WAL_SIZE_LIMIT_BYTES = 64 * 2**20
 
 _EVERY_CONNECTION = (f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}", "PRAGMA foreign_keys=ON", "PRAGMA temp_store=MEMORY")
@@ -30,6 +31,7 @@ _WRITER = (
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=FULL",
     "PRAGMA secure_delete=ON",
+    f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}",
     f"PRAGMA journal_size_limit={WAL_SIZE_LIMIT_BYTES}",
     "PRAGMA cache_size=-32768",
 )
@@ -98,7 +100,7 @@ def insert_or_ignore(table: Table) -> Insert:
 
 def driver(connection: Connection) -> sqlite3.Connection:
     """The driver's own connection."""
-    found = connection.connection.driver_connection
+    found = connection.connection.dbapi_connection
     assert isinstance(found, sqlite3.Connection)
     return found
 

@@ -124,7 +124,8 @@ class ImageDataRecord(Base):
 class ResponseRecord(Base):
     """A turn. Message ids in it are plain text: a failed turn's messages are gone, its row stays.
 
-    `restore_tip_id` is the conversation's tip before the turn.
+    `restore_tip_id` is the conversation's tip before the turn; `output_depth` and `output_jump_id` are the answer's
+    place in the tree, found when the turn began.
     """
 
     __tablename__ = "responses"
@@ -154,6 +155,8 @@ class ResponseRecord(Base):
     restore_tip_id: Mapped[str | None]
     input_ids: Mapped[str]
     output_id: Mapped[str]
+    output_depth: Mapped[int]
+    output_jump_id: Mapped[str]
     answered: Mapped[bool]
     status: Mapped[str]
     created_at: Mapped[float]

@@ -14,9 +14,18 @@ TOKEN_ID_BYTES = 4
 FINISH_COLUMNS = ("status", "answered", "completed_at", "usage", "error", "incomplete_reason")
 
 
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_plain)
+
+
 def to_json(value: object) -> str:
     """JSON as it is stored: compact, any script as it is, keys in their order."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain)
+    return _ENCODER.encode(value)
 
 
 def optional_json(value: JsonObject | None) -> str | None:
@@ -83,8 +92,8 @@ def event_values(response_id: str, events: Iterable[Event]) -> list[dict[str, ob
     ]
 
 
-def response_values(owner_id: str, new: NewResponse, restore_tip_id: str | None) -> dict[str, object]:
-    """The row of a response that begins."""
+def response_values(owner_id: str, new: NewResponse, restore_tip_id: str | None, output: Place) -> dict[str, object]:
+    """The row of a response that begins, whose answer will stand at `output`."""
     return {
         "id": new.id,
         "owner_id": owner_id,
@@ -93,6 +102,8 @@ def response_values(owner_id: str, new: NewResponse, restore_tip_id: str | None)
         "restore_tip_id": restore_tip_id,
         "input_ids": to_json([message.id for message in new.messages]),
         "output_id": new.output_id,
+        "output_depth": output.depth,
+        "output_jump_id": output.jump_id,
         "answered": False,
         "status": "in_progress",
         "created_at": new.created_at,
@@ -118,7 +129,7 @@ def begun_response(new: NewResponse) -> ResponseRow:
         status="in_progress",
         created_at=new.created_at,
         completed_at=None,
-        request=cast(JsonObject, from_json(to_json(new.request))),
+        request=new.request,
         usage=None,
         error=None,
         incomplete_reason=None,
@@ -187,9 +198,3 @@ def _message(row: Any, parts: tuple[Part, ...]) -> Message:
         created_at=row.created_at,
         tokens=tokens,
     )
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise TypeError(f"{type(value).__name__} is not JSON")

@@ -6,7 +6,7 @@ stack", 1983: the skew-binary jump pointers). A page in the middle of a history 
 walking to it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, SelectBase, bindparam, literal, select
@@ -68,6 +68,11 @@ def add_child(places: Places, parent_id: str | None, child_id: str) -> Place:
         place = Place(parent.depth + 1, jump.jump_id if equal else parent_id)
     places[child_id] = place
     return place
+
+
+def add_children(places: Places, links: Iterable[tuple[str | None, str]]) -> Place:
+    """Add a child for each (parent id, child id), parents first, and give the last one's place."""
+    return [add_child(places, parent_id, child_id) for parent_id, child_id in links][-1]
 
 
 def check_chain(parent_id: str | None, links: Sequence[tuple[str, str | None]]) -> None:

@@ -50,12 +50,25 @@ RUNNING = Prepared(
         ResponseRecord.conversation_id == bindparam("conversation_id"), ResponseRecord.status == _IN_PROGRESS
     )
 )
-BY_ID = Prepared(select(ResponseRecord.__table__).where(ResponseRecord.id == bindparam("id")))
-LAST_EVENT = Prepared(
+_LAST_EVENT = (
     select(EventRecord.sequence_number)
-    .where(EventRecord.response_id == bindparam("response_id"))
+    .where(EventRecord.response_id == bindparam("id"))
     .order_by(EventRecord.sequence_number.desc())
     .limit(1)
+)
+TO_CONTINUE = Prepared(
+    select(
+        ResponseRecord.id,
+        ResponseRecord.conversation_id,
+        ResponseRecord.parent_id,
+        ResponseRecord.restore_tip_id,
+        ResponseRecord.input_ids,
+        ResponseRecord.output_id,
+        ResponseRecord.output_depth,
+        ResponseRecord.output_jump_id,
+        ResponseRecord.status,
+        _LAST_EVENT.scalar_subquery().label("last_event"),
+    ).where(ResponseRecord.id == bindparam("id"))
 )
 SHOWN_TO = Prepared(
     select(PartRecord.id)
@@ -95,20 +108,21 @@ def begin_response(connection: Connection, owner_id: str, new: NewResponse, even
     conversation = require_conversation(connection, owner_id, new.conversation_id)
     places = tree.load_places(connection, new.conversation_id, new.parent_id)
     tree.check_chain(new.parent_id, [(message.id, message.parent_id) for message in new.messages])
-    _add_response(connection, owner_id, new, conversation.tip_id)
+    tip = new.messages[-1].id if new.messages else new.parent_id
+    output = tree.add_children(places, (*((m.parent_id, m.id) for m in new.messages), (tip, new.output_id)))
+    _add_response(connection, owner_id, new, conversation.tip_id, output)
     add_images(connection, new.images, new.created_at)
     _check_digests(connection, owner_id, new)
     add_messages(connection, new.conversation_id, new.messages, places)
     add_events(connection, new.id, events, expected=0)
-    tip = new.messages[-1].id if new.messages else new.parent_id
     _MOVE_TIP.run(connection, {"of": new.conversation_id, "to": tip, "at": new.created_at})
     return rows.begun_response(new)
 
 
 def append_events(connection: Connection, response_id: str, events: Sequence[Event]) -> None:
     """Add to a running response's log. Raises ResponseNotFound, ResponseFinished, EventOutOfOrder."""
-    _require_running(connection, response_id)
-    _continue_log(connection, response_id, events)
+    response = _require_running(connection, response_id)
+    _continue_log(connection, response, response_id, events)
 
 
 def finish_response(connection: Connection, finished: FinishedResponse, events: Sequence[Event]) -> None:
@@ -118,7 +132,7 @@ def finish_response(connection: Connection, finished: FinishedResponse, events: 
     Raises ResponseNotFound, ResponseFinished, EventOutOfOrder, ItemNotFound.
     """
     response = _require_running(connection, finished.id)
-    _continue_log(connection, finished.id, events)
+    _continue_log(connection, response, finished.id, events)
     answered = finished.status != "failed" and finished.message is not None
     if finished.status == "failed":
         _undo_input(connection, response, finished.completed_at)
@@ -156,16 +170,10 @@ def add_images(connection: Connection, images: Sequence[StoredImage], created_at
 def add_messages(
     connection: Connection, conversation_id: str, messages: Sequence[Message], places: tree.Places
 ) -> None:
-    """Store messages whose parents stand before them or among `places`; the new places are added to those.
-
-    Raises AlreadyExists for an id that is taken.
-    """
+    """Store messages that stand at their `places`, parents first. Raises AlreadyExists for an id that is taken."""
     if not messages:
         return
-    values = [
-        rows.message_values(message, conversation_id, tree.add_child(places, message.parent_id, message.id))
-        for message in messages
-    ]
+    values = [rows.message_values(message, conversation_id, places[message.id]) for message in messages]
     try:
         _ADD_MESSAGES.run_each(connection, values)
     except ConstraintError as error:
@@ -194,9 +202,11 @@ def _first_of_key(connection: Connection, owner_id: str, new: NewResponse) -> Re
     return rows.read_response(row)
 
 
-def _add_response(connection: Connection, owner_id: str, new: NewResponse, restore_tip_id: str | None) -> None:
+def _add_response(
+    connection: Connection, owner_id: str, new: NewResponse, restore_tip_id: str | None, output: tree.Place
+) -> None:
     try:
-        _ADD_RESPONSE.run(connection, rows.response_values(owner_id, new, restore_tip_id))
+        _ADD_RESPONSE.run(connection, rows.response_values(owner_id, new, restore_tip_id, output))
     except ConstraintError as error:
         running = RUNNING.one(connection, {"conversation_id": new.conversation_id})
         if running is not None:
@@ -213,7 +223,7 @@ def _check_digests(connection: Connection, owner_id: str, new: NewResponse) -> N
 
 
 def _require_running(connection: Connection, response_id: str) -> Any:
-    row = BY_ID.one(connection, {"id": response_id})
+    row = TO_CONTINUE.one(connection, {"id": response_id})
     if row is None:
         raise ResponseNotFound(response_id)
     if row.status != "in_progress":
@@ -221,10 +231,9 @@ def _require_running(connection: Connection, response_id: str) -> Any:
     return row
 
 
-def _continue_log(connection: Connection, response_id: str, events: Sequence[Event]) -> None:
-    if events:
-        last = LAST_EVENT.one(connection, {"response_id": response_id})
-        add_events(connection, response_id, events, expected=0 if last is None else last.sequence_number + 1)
+def _continue_log(connection: Connection, response: Any, response_id: str, events: Sequence[Event]) -> None:
+    expected = 0 if response.last_event is None else response.last_event + 1
+    add_events(connection, response_id, events, expected=expected)
 
 
 def _add_answer(connection: Connection, response: Any, message: Message, at: float) -> None:
@@ -232,7 +241,7 @@ def _add_answer(connection: Connection, response: Any, message: Message, at: flo
     parent_id = input_ids[-1] if input_ids else response.parent_id
     if message.id != response.output_id or message.parent_id not in (None, parent_id):
         raise ValueError(f"The answer of {response.id} is {response.output_id} after {parent_id}, not {message.id}.")
-    places = tree.load_places(connection, response.conversation_id, parent_id)
+    places = {message.id: tree.Place(response.output_depth, response.output_jump_id)}
     add_messages(connection, response.conversation_id, [replace(message, parent_id=parent_id)], places)
     _MOVE_TIP.run(connection, {"of": response.conversation_id, "to": message.id, "at": at})
 

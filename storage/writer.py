@@ -1,8 +1,8 @@
 """The one writer of the database.
 
-Callers hand it units of work: plain functions of a connection. What waits is run in one transaction, each unit in a
-savepoint of its own so that one that fails fails alone; the transaction is committed once, and only then are the
-callers told. Concurrent turns so share one flush to the disk.
+Callers hand it units of work: plain functions of a connection that do nothing but write rows and return a value, so
+that they may be run again. What waits is run in one transaction in which a unit that fails fails alone; the
+transaction is committed once, and only then are the callers told. Concurrent turns so share one flush to the disk.
 
 A whole batch runs in a thread of its own on a synchronous connection: through an asynchronous driver every statement
 is handed between threads, which was measured at 330 us a statement against 14 us.
@@ -122,30 +122,63 @@ class Writer:
         return batch
 
 
+class _Untidy(Exception):
+    """A unit failed after it had written: what it wrote must be undone without the others' work."""
+
+
 def commit_together(engine: Engine, units: Sequence[Unit[Any]]) -> list[Outcome]:
-    """Each unit's outcome after one transaction around all of them. Raises nothing."""
+    """Each unit's outcome after one transaction around all of them. Raises nothing.
+
+    Savepoints cost a copy of every page written, so they are used only when a unit turns out to need one: then all is
+    rolled back and every unit is run a second time.
+    """
     try:
-        with engine.begin() as connection:
-            outcomes = [_attempt(connection, unit) for unit in units]
+        with contextlib.suppress(_Untidy):
+            return _in_transaction(engine, units, _attempt)
+        return _in_transaction(engine, units, _attempt_in_savepoint)
     except Exception as error:  # noqa: BLE001 (whatever it was, every caller is told)
-        return [Failed(meaning(error) or error) for _ in units]
-    return outcomes
+        return [_failed(error) for _ in units]
+
+
+def _in_transaction(
+    engine: Engine, units: Sequence[Unit[Any]], attempt: Callable[[Connection, Unit[Any]], Outcome]
+) -> list[Outcome]:
+    with engine.begin() as connection:
+        return [attempt(connection, unit) for unit in units]
 
 
 def _attempt(connection: Connection, unit: Unit[Any]) -> Outcome:
-    """One unit in a savepoint. Raises only when the whole transaction is lost."""
-    execute = driver(connection).execute
-    execute("SAVEPOINT unit")
+    """One unit. Raises when the whole transaction is lost, and _Untidy when the unit failed after it had written."""
+    database = driver(connection)
+    changes = database.total_changes
+    try:
+        return Done(unit(connection))
+    except Exception as error:
+        if not database.in_transaction:  # on some errors the database rolls all of it back by itself
+            raise
+        if database.total_changes != changes:
+            raise _Untidy from error
+        return _failed(error)
+
+
+def _attempt_in_savepoint(connection: Connection, unit: Unit[Any]) -> Outcome:
+    """One unit, undone by itself when it fails. Raises only when the whole transaction is lost."""
+    database = driver(connection)
+    database.execute("SAVEPOINT unit")
     try:
         value = unit(connection)
-        execute("RELEASE unit")
+        database.execute("RELEASE unit")
     except Exception as error:
-        if not driver(connection).in_transaction:  # on some errors the database rolls all of it back by itself
+        if not database.in_transaction:
             raise
-        execute("ROLLBACK TO unit")
-        execute("RELEASE unit")
-        return Failed(error if isinstance(error, StorageError) else meaning(error) or error)
+        database.execute("ROLLBACK TO unit")
+        database.execute("RELEASE unit")
+        return _failed(error)
     return Done(value)
+
+
+def _failed(error: Exception) -> Failed:
+    return Failed(error if isinstance(error, StorageError) else meaning(error) or error)
 
 
 def _tell_all(futures: Sequence[asyncio.Future[Any]], running: asyncio.Future[list[Outcome]]) -> None:

@@ -25,7 +25,7 @@ STATEMENTS = {
     "jumps": tree.JUMPS.statement,
     "response by idempotency key": turns.BY_KEY.statement,
     "running response": turns.RUNNING.statement,
-    "last event": turns.LAST_EVENT.statement,
+    "response to continue": turns.TO_CONTINUE.statement,
     "image shown to": turns.SHOWN_TO.statement,
 }
 

@@ -93,6 +93,8 @@ def upgrade() -> None:
         sa.Column("restore_tip_id", sa.Text(), nullable=True),
         sa.Column("input_ids", sa.Text(), nullable=False),
         sa.Column("output_id", sa.Text(), nullable=False),
+        sa.Column("output_depth", sa.Integer(), nullable=False),
+        sa.Column("output_jump_id", sa.Text(), nullable=False),
         sa.Column("answered", sa.Boolean(), nullable=False),
         sa.Column("status", sa.Text(), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
