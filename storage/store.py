@@ -134,6 +134,14 @@ class Store:
         async with self._read() as connection:
             return await reads.response(connection, owner_id, response_id)
 
+    async def find_response_by_key(
+        self, owner_id: str, idempotency_key: str, request_hash: str | None
+    ) -> ResponseRow | None:
+        """The first response of that key, None if there is none: a look before any work is done, where
+        begin_response decides. Raises IdempotencyConflict when the key came with another request."""
+        async with self._read() as connection:
+            return await reads.response_by_key(connection, owner_id, idempotency_key, request_hash)
+
     async def events(self, response_id: str, after: int = -1) -> list[Event]:
         """The response's events with a number above `after`, in order; none for an unknown response."""
         async with self._read() as connection:
