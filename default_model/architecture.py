@@ -65,6 +65,13 @@ def configuration() -> IdeficsConfig:
     )
 
 
+def _spread(name: str, width: int) -> float:
+    """Standard deviation at the start. Words start loud, or what the first cross-attention adds would drown them."""
+    if "lm_head" in name:
+        return 0.02
+    return 0.6 if "embed_tokens" in name else float(width**-0.5)
+
+
 def new_model(seed: int) -> IdeficsForVisionText2Text:
     """Random weights, fp32. transformers' port has no initialisation for training from nothing; this one is ours."""
     torch.manual_seed(seed)
@@ -72,8 +79,7 @@ def new_model(seed: int) -> IdeficsForVisionText2Text:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2 and "norm" not in name:
-                is_table = "embed" in name or "lm_head" in name or "additional" in name
-                torch.nn.init.normal_(parameter, std=0.02 if is_table else parameter.shape[1] ** -0.5)
+                torch.nn.init.normal_(parameter, std=_spread(name, parameter.shape[1]))
             if name.endswith(("o_proj.weight", "down_proj.weight", "out_proj.weight", "fc2.weight", "c_proj.weight")):
                 parameter.mul_(0.3)
         vision = model.model.vision_model.embeddings

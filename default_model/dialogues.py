@@ -86,7 +86,7 @@ def _open(document: Document, memory: Memory, rng: random.Random, images: int) -
 def _show(document: Document, memory: Memory, scenes: list[Scene], rng: random.Random) -> None:
     """A message with one image (or two); it may be asked about at once or left undescribed for later."""
     memory.scenes += scenes
-    question = ask_caption(scenes[-1], rng) if rng.random() < 0.3 else ask(scenes[-1], rng)
+    question = ask_caption(scenes[-1], rng) if rng.random() < 0.2 else ask(scenes[-1], rng)
     if len(memory.scenes) > 1 and rng.random() < (0.6 if len(scenes) > 1 else 0.2):
         question = recall(memory, rng) or question
     add_turn(document, memory, question, scenes, rng)

@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,11 +72,14 @@ class SceneTable:
 
     @classmethod
     def of(
-        cls, model: IdeficsForVisionText2Text, pool: tuple[list[Scene], np.ndarray], device: torch.device
+        cls, model: IdeficsForVisionText2Text, pool: tuple[list[Scene], np.ndarray], device: torch.device, kept: Path
     ) -> SceneTable:
+        """Sees all of `pool` and its mirror images; latents are kept in the file `kept`, and read if it is there."""
+        if not kept.exists():
+            print("remembering what the vision part sees", flush=True)
+            torch.save(torch.cat([remember_latents(model, pool[1], device, mirror) for mirror in (False, True)]), kept)
         scenes = [*pool[0], *(mirrored(s) for s in pool[0])]
-        latents = [remember_latents(model, pool[1], device, mirror) for mirror in (False, True)]
-        return cls(scenes, torch.cat(latents), memory_targets(scenes))
+        return cls(scenes, torch.load(kept, weights_only=True), memory_targets(scenes))
 
 
 class MemoryHeads(nn.Module):
@@ -141,7 +145,7 @@ class Course:
             yield self.encoder.document(sample_dialogue(self.rng, new_scene, MAX_IMAGES, max_turns=70, longer=4), rows)
 
     def _sample(self, new_scene: Callable[[], Scene]) -> Document:
-        beginner = self.rng.random() > self.progress / 0.2 - 0.6
+        beginner = self.rng.random() > self.progress / 0.25 - 0.4
         if self.rng.random() < 0.28:
             return sample_base_task(self.rng, new_scene, SINGLE if beginner else SINGLE | FEW)
         return sample_dialogue(self.rng, new_scene, 1 if beginner else None)
@@ -227,7 +231,7 @@ def train_language(
     device: torch.device,
     save: Callable[[Progress], None],
     resumed: Progress | None = None,
-    tokens: int = 4096,
+    tokens: int = 3072,
     peak: float = 2.5e-3,
 ) -> None:
     """Trains the text part until `seconds` are spent in all, calling `save` every two minutes. Mutates `model`."""

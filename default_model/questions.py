@@ -351,7 +351,7 @@ def _two_referred(scene: Scene, rng: random.Random) -> tuple[tuple[Thing, str], 
 
 #: Every kind of question about the last picture and how often it comes.
 ASKERS: dict[Asker, float] = {
-    ask_caption: 2.0,
+    ask_caption: 1.3,
     ask_list: 0.6,
     ask_colors: 0.4,
     ask_color: 1.5,

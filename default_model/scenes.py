@@ -37,6 +37,8 @@ COLORS = tuple(PALETTE)
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "diamond")
 SIZES = ("small", "large")
 MAX_THINGS = 4
+#: Pairs that a training run with `--hold-out` never sees: every colour once, every shape at least once.
+HELD_OUT = frozenset((color, SHAPES[(3 * i + 1) % len(SHAPES)]) for i, color in enumerate(COLORS))
 #: Backgrounds people draw on come up most.
 BACKGROUND_WEIGHTS = {"white": 14, "black": 5, "gray": 3}
 #: Half-width of the band around a cell's border where no centre lies, so that the cell can be told.

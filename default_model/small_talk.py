@@ -87,7 +87,8 @@ _WORDS = (
     "train plane bread cheese coffee tea football chess piano guitar mountain river ocean moon sun planet weather rain "
     "snow president king queen doctor teacher computer phone internet language word number math physics love life "
     "death war peace law tax job food dinner recipe cake pizza France Germany China Japan India Africa America "
-    "Paris London Berlin Tokyo Python Java poem song story joke dream brother sister mother father friend world summer winter"
+    "Paris London Berlin Tokyo Python Java poem song story joke dream brother sister mother father friend world summer "
+    "winter"
 )
 WORDS = tuple(_WORDS.split())
 UNKNOWN_FORMS = (

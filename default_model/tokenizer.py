@@ -24,8 +24,8 @@ from idefics_chat.default_model.scenes import sample_scene
 from idefics_chat.default_model.small_talk import WORDS
 
 FIRST = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-#: A word, a digit or a run of signs, each with at most one space before it; or one white space.
-WORD = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s"
+#: Who speaks; a word, a digit or a run of signs, each with at most one space before it; or one white space.
+WORD = r"\n?(?:User|Assistant):| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s"
 
 
 def corpus(seed: int, documents: int) -> list[str]:

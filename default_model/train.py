@@ -17,12 +17,9 @@ from transformers import AutoTokenizer, GenerationConfig, IdeficsForVisionText2T
 
 from idefics_chat.default_model.architecture import BOS, END, EOS, FAKE, IMAGE, PAD, new_model
 from idefics_chat.default_model.language import Progress, SceneTable, train_language
-from idefics_chat.default_model.scenes import COLORS, SHAPES
+from idefics_chat.default_model.scenes import HELD_OUT
 from idefics_chat.default_model.tokenizer import save_processor
 from idefics_chat.default_model.vision import load_pool, train_vision
-
-#: Colour-shape pairs that `--hold-out` leaves out of training: every colour once, every shape at least once.
-HELD_OUT = frozenset((color, SHAPES[(3 * i + 1) % len(SHAPES)]) for i, color in enumerate(COLORS))
 
 
 def arguments() -> argparse.Namespace:
@@ -97,8 +94,8 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.output / "checkpoint")
     model = seen_model(args, pool_path, device)
     model.load_state_dict({n: p.to(torch.bfloat16).float() for n, p in model.state_dict().items()})
-    print("remembering what the vision part sees", flush=True)
-    table = SceneTable.of(model, load_pool(pool_path, args.seed, args.scenes, excluded), device)
+    pool = load_pool(pool_path, args.seed, args.scenes, excluded)
+    table = SceneTable.of(model, pool, device, args.output / "latents.pt")
     resumed = None
     if text_path.exists():
         kept = torch.load(text_path, map_location=device, weights_only=True)
