@@ -20,6 +20,7 @@ from idefics_chat.storage.models import (
     PartRecord,
     ResponseRecord,
 )
+from idefics_chat.storage.turns import BY_KEY
 from idefics_chat.storage.values import Event, ResponseRow, StoredImage
 
 _MESSAGE_COLUMNS = (
@@ -129,6 +130,14 @@ async def response_by_key(
     if row.request_hash != request_hash:
         raise IdempotencyConflict(idempotency_key)
     return rows.read_response(row)
+
+
+async def response_by_key(
+    connection: AsyncConnection, owner_id: str, key: str, request_hash: str | None
+) -> ResponseRow | None:
+    """The owner's response to the request that first came with the key. Raises IdempotencyConflict."""
+    row = (await connection.execute(BY_KEY.statement, {"owner_id": owner_id, "key": key})).one_or_none()
+    return None if row is None else rows.same_request(row, request_hash)
 
 
 async def running_responses(connection: AsyncConnection) -> list[ResponseRow]:

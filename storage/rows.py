@@ -7,6 +7,7 @@ from sys import byteorder
 from typing import Any, cast
 
 from idefics_chat.conversation.messages import ImagePart, Message, Part, Role, Status, TextPart, TokenRecord
+from idefics_chat.storage.errors import IdempotencyConflict
 from idefics_chat.storage.tree import Place
 from idefics_chat.storage.values import Conversation, Event, JsonObject, NewResponse, ResponseRow, ResponseStatus
 
@@ -159,6 +160,13 @@ def read_response(row: Any) -> ResponseRow:
         previous_response_id=row.previous_response_id,
         answered=bool(row.answered),
     )
+
+
+def same_request(row: Any, request_hash: str | None) -> ResponseRow:
+    """A response found by its idempotency key. Raises IdempotencyConflict when it answered another request."""
+    if row.request_hash != request_hash:
+        raise IdempotencyConflict(row.idempotency_key)
+    return read_response(row)
 
 
 def read_conversation(row: Any) -> Conversation:

@@ -142,6 +142,16 @@ class Store:
         async with self._read() as connection:
             return await reads.response_by_key(connection, owner_id, idempotency_key, request_hash)
 
+    async def find_response_by_key(
+        self, owner_id: str, idempotency_key: str, request_hash: str | None
+    ) -> ResponseRow | None:
+        """The owner's response to the request that first came with the key, None for a new key.
+
+        Raises IdempotencyConflict when that was another request.
+        """
+        async with self._read() as connection:
+            return await reads.response_by_key(connection, owner_id, idempotency_key, request_hash)
+
     async def events(self, response_id: str, after: int = -1) -> list[Event]:
         """The response's events with a number above `after`, in order; none for an unknown response."""
         async with self._read() as connection:

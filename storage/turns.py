@@ -19,7 +19,6 @@ from idefics_chat.storage.errors import (
     AlreadyExists,
     ConversationBusy,
     EventOutOfOrder,
-    IdempotencyConflict,
     ImageNotFound,
     ResponseFinished,
     ResponseNotFound,
@@ -195,11 +194,7 @@ def _first_of_key(connection: Connection, owner_id: str, new: NewResponse) -> Re
     if new.idempotency_key is None:
         return None
     row = BY_KEY.one(connection, {"owner_id": owner_id, "key": new.idempotency_key})
-    if row is None:
-        return None
-    if row.request_hash != new.request_hash:
-        raise IdempotencyConflict(new.idempotency_key)
-    return rows.read_response(row)
+    return None if row is None else rows.same_request(row, new.request_hash)
 
 
 def _add_response(

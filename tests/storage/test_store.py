@@ -172,6 +172,16 @@ async def test_the_same_key_with_another_request_is_refused(store, owner, talk):
         await store.begin_response(owner.id, talk.new("conv_1", key="k", request_hash="other"), [])
 
 
+async def test_a_response_is_found_by_its_key_before_anything_is_written(store, owner, talk):
+    await store.create_conversation(owner.id, id="conv_1")
+    assert await store.find_response_by_key(owner.id, "k", "h") is None
+    row = await store.begin_response(owner.id, talk.new("conv_1", key="k", request_hash="h"), [])
+    assert await store.find_response_by_key(owner.id, "k", "h") == row
+    assert await store.find_response_by_key((await store.owner("bob")).id, "k", "h") is None
+    with pytest.raises(IdempotencyConflict):
+        await store.find_response_by_key(owner.id, "k", "other")
+
+
 async def test_a_key_is_its_owners_own(store, owner, talk):
     bob = await store.owner("bob")
     await store.create_conversation(owner.id, id="conv_1")
