@@ -23,7 +23,7 @@ class Prepared:
     """A statement, compiled. `columns` are those that an insert gives values for, by default all of its table's."""
 
     def __init__(self, statement: SelectBase | UpdateBase, columns: Sequence[str] | None = None) -> None:
-        self.statement = statement
+        self.statement: Any = statement
         compiled = statement.compile(dialect=sqlite.dialect(paramstyle="named"), column_keys=columns)
         self.sql = str(compiled)
         self._fixed = {name: value for name, value in compiled.params.items() if value is not None}

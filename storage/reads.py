@@ -10,7 +10,7 @@ from sqlalchemy.orm import aliased
 
 from idefics_chat.conversation.messages import Message
 from idefics_chat.storage import rows
-from idefics_chat.storage.errors import IdempotencyConflict, ImageNotFound, ItemNotFound, ResponseNotFound
+from idefics_chat.storage.errors import ImageNotFound, ItemNotFound, ResponseNotFound
 from idefics_chat.storage.models import (
     ConversationRecord,
     EventRecord,
@@ -66,9 +66,6 @@ ITEM = (
     .where(MessageRecord.id == bindparam("id"), ConversationRecord.owner_id == bindparam("owner_id"))
     .order_by(PartRecord.position)
 )
-RESPONSE_BY_KEY = select(ResponseRecord.__table__).where(
-    ResponseRecord.owner_id == bindparam("owner_id"), ResponseRecord.idempotency_key == bindparam("idempotency_key")
-)
 RESPONSE = select(ResponseRecord.__table__).where(
     ResponseRecord.id == bindparam("id"), ResponseRecord.owner_id == bindparam("owner_id")
 )
@@ -116,19 +113,6 @@ async def response(connection: AsyncConnection, owner_id: str, response_id: str)
     row = (await connection.execute(RESPONSE, {"id": response_id, "owner_id": owner_id})).one_or_none()
     if row is None:
         raise ResponseNotFound(response_id)
-    return rows.read_response(row)
-
-
-async def response_by_key(
-    connection: AsyncConnection, owner_id: str, idempotency_key: str, request_hash: str | None
-) -> ResponseRow | None:
-    """The first response of that key, None if there is none. Raises IdempotencyConflict for another request."""
-    bound = {"owner_id": owner_id, "idempotency_key": idempotency_key}
-    row = (await connection.execute(RESPONSE_BY_KEY, bound)).one_or_none()
-    if row is None:
-        return None
-    if row.request_hash != request_hash:
-        raise IdempotencyConflict(idempotency_key)
     return rows.read_response(row)
 
 

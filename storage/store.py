@@ -137,14 +137,6 @@ class Store:
     async def find_response_by_key(
         self, owner_id: str, idempotency_key: str, request_hash: str | None
     ) -> ResponseRow | None:
-        """The first response of that key, None if there is none: a look before any work is done, where
-        begin_response decides. Raises IdempotencyConflict when the key came with another request."""
-        async with self._read() as connection:
-            return await reads.response_by_key(connection, owner_id, idempotency_key, request_hash)
-
-    async def find_response_by_key(
-        self, owner_id: str, idempotency_key: str, request_hash: str | None
-    ) -> ResponseRow | None:
         """The owner's response to the request that first came with the key, None for a new key.
 
         Raises IdempotencyConflict when that was another request.
