@@ -16,7 +16,7 @@ from idefics_chat.server.errors import ApiError
 from idefics_chat.server.keyed_locks import KeyedLocks
 from idefics_chat.server.recovery import recover, recover_all
 from idefics_chat.server.response_log import ResponseLog
-from idefics_chat.server.turn_preparation import Place, PreparedTurn, TurnPreparation
+from idefics_chat.server.turn_preparation import TurnPreparation
 from idefics_chat.server.turn_run import TurnRun
 from idefics_chat.server.turns import Turn
 from idefics_chat.storage.errors import ConversationBusy
@@ -140,6 +140,14 @@ class ChatService:
                 _log.error("a turn failed after it was accepted", exc_info=error)
 
     async def _begin_and_run(self, owner_id: str, turn: Turn, accepted: asyncio.Future[ResponseLog]) -> None:
+        try:
+            await self._attempt(owner_id, turn, accepted)
+        except ConversationBusy as busy:
+            await self._end_orphan(owner_id, busy)
+            await self._attempt(owner_id, turn, accepted)
+
+    async def _attempt(self, owner_id: str, turn: Turn, accepted: asyncio.Future[ResponseLog]) -> None:
+        """Prepare, commit and run, if the asker still waits."""
         if accepted.cancelled():
             return
         if self._stopping:
@@ -153,7 +161,9 @@ class ChatService:
         # Known before it is committed: whoever finds the row finds the run.
         self._running[run.log.response_id] = run
         try:
-            row = await self._commit(owner_id, place, prepared, run)
+            if place.conversation_id is None:
+                await self._store.create_conversation(owner_id, id=conversation_id)
+            row = await self._store.begin_response(owner_id, prepared.new, run.opening)
             if row.id == run.log.response_id:
                 _tell(accepted, run.log)
                 await run.run()
@@ -161,16 +171,6 @@ class ChatService:
                 _tell(accepted, await self._log_of(row))
         finally:
             del self._running[run.log.response_id]
-
-    async def _commit(self, owner_id: str, place: Place, prepared: PreparedTurn, run: TurnRun) -> ResponseRow:
-        new = prepared.new
-        if place.conversation_id is None:
-            await self._store.create_conversation(owner_id, id=new.conversation_id)
-        try:
-            return await self._store.begin_response(owner_id, new, run.opening)
-        except ConversationBusy as busy:
-            await self._end_orphan(owner_id, busy)
-            return await self._store.begin_response(owner_id, new, run.opening)
 
     async def _end_orphan(self, owner_id: str, busy: ConversationBusy) -> None:
         """A response that stands as running though nobody runs it (its end could not be stored): end it now."""

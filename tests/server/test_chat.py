@@ -1,0 +1,357 @@
+"""The chat service: nothing lost, nothing twice, one turn at a time."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import pytest
+
+from idefics_chat.conversation.errors import ContextLengthExceeded
+from idefics_chat.conversation.messages import Message
+from idefics_chat.inference.errors import EngineStopped
+from idefics_chat.server.errors import ApiError
+from idefics_chat.server.response_log import ResponseLog
+from idefics_chat.server.turns import InputImage, InputMessage, Turn
+from idefics_chat.storage.errors import ConversationNotFound, DatabaseUnavailable, IdempotencyConflict, ResponseNotFound
+from idefics_chat.storage.values import Event
+from tests.server.world import World
+
+pytestmark = pytest.mark.anyio
+
+
+def say(text: str, **fields: Any) -> Turn:
+    return Turn(input=(InputMessage("user", (text,)),), **fields)
+
+
+async def events_of(events: AsyncIterator[Event]) -> list[dict[str, Any]]:
+    return [json.loads(event.payload) async for event in events]
+
+
+async def ask(world: World, turn: Turn, *words: str) -> dict[str, Any]:
+    """A whole turn; its final Response."""
+    number = len(world.engine.asked)
+    log = await world.chat.respond(world.owner_id, turn)
+    generation = await world.engine.turn(number)
+    generation.say(*words)
+    generation.end()
+    return (await events_of(log.read()))[-1]["response"]
+
+
+async def history(world: World, response: dict[str, Any]) -> list[Message]:
+    conversation = await world.store.conversation(world.owner_id, response["conversation"]["id"])
+    return await world.store.path(conversation.id, conversation.tip_id)
+
+
+def texts(messages: list[Message]) -> list[tuple[str, str]]:
+    return [(message.role, message.text) for message in messages]
+
+
+async def test_a_turn_is_streamed_stored_and_goes_on(world: World) -> None:
+    first = await ask(world, say("Hi"), "Hel", "lo")
+    second = await ask(world, say("Again", conversation_id=first["conversation"]["id"]), "Yes")
+    assert texts(await history(world, second)) == [
+        ("user", "Hi"),
+        ("assistant", "Hello"),
+        ("user", "Again"),
+        ("assistant", "Yes"),
+    ]
+    assert second["usage"]["input_tokens"] > first["usage"]["input_tokens"]
+
+
+async def test_an_answer_goes_back_into_the_prompt_by_its_ids_of_record(world: World) -> None:
+    first = await ask(world, say("Hi"), "Hel", "lo")
+    stored = (await history(world, first))[-1]
+    assert stored.tokens is not None
+    assert stored.tokens.ids == (0, 1)
+    assert stored.tokens.tokenizer == "words"
+
+
+async def test_a_turn_is_committed_before_it_is_acknowledged(world: World) -> None:
+    log = await world.chat.respond(world.owner_id, say("Hi"))
+    row = await world.store.response(world.owner_id, log.response_id)
+    assert row.status == "in_progress"
+    assert texts(await world.store.path(row.conversation_id, row.tip_id)) == [("user", "Hi")]
+    assert next(event.type for event in await world.store.events(row.id)) == "response.created"
+
+
+async def test_the_stored_log_is_the_streamed_log_byte_for_byte(world: World) -> None:
+    log = await world.chat.respond(world.owner_id, say("Hi"))
+    generation = await world.engine.turn(0)
+    generation.say("one ", "two ")
+    await asyncio.sleep(0.6)  # past two flushes
+    generation.say("three")
+    generation.end()
+    streamed = [event async for event in log.read()]
+    assert await world.store.events(log.response_id) == streamed
+    assert [event.sequence_number for event in streamed] == list(range(len(streamed)))
+
+
+async def test_the_same_key_never_makes_a_second_turn(world: World) -> None:
+    turn = say("Hi", idempotency_key="k", request_hash="h")
+    first = await ask(world, turn, "Hello")
+    again = await world.chat.respond(world.owner_id, turn)
+    assert again.response_id == first["id"]
+    assert (await events_of(again.read()))[-1]["response"] == first
+    assert len(world.engine.asked) == 1
+
+
+async def test_the_same_key_while_the_answer_runs_follows_the_same_log(world: World) -> None:
+    turn = say("Hi", idempotency_key="k", request_hash="h")
+    logs = await asyncio.gather(*(world.chat.respond(world.owner_id, turn) for _ in range(5)))
+    generation = await world.engine.turn(0)
+    generation.say("Hello")
+    generation.end()
+    streams = await asyncio.gather(*(events_of(log.read()) for log in logs))
+    assert all(stream == streams[0] for stream in streams)
+    assert len(world.engine.asked) == 1
+
+
+async def test_the_same_key_for_another_request_is_an_error(world: World) -> None:
+    await ask(world, say("Hi", idempotency_key="k", request_hash="h"), "Hello")
+    with pytest.raises(IdempotencyConflict):
+        await world.chat.respond(world.owner_id, say("Bye", idempotency_key="k", request_hash="other"))
+
+
+async def test_turns_on_one_conversation_wait_for_each_other(world: World) -> None:
+    first = await ask(world, say("Hi"), "Hello")
+    conversation_id = first["conversation"]["id"]
+    turns = [
+        asyncio.create_task(world.chat.respond(world.owner_id, say(f"q{i}", conversation_id=conversation_id)))
+        for i in range(4)
+    ]
+    for number in range(1, 5):
+        generation = await world.engine.turn(number)
+        await asyncio.sleep(0.02)
+        assert len(world.engine.asked) == number + 1, "a second turn ran beside the first"
+        generation.say(f"a{number}")
+        generation.end()
+    for log in await asyncio.gather(*turns):
+        await events_of(log.read())
+    said = texts(await history(world, first))
+    assert [role for role, _ in said] == ["user", "assistant"] * 5
+    assert sorted(text for role, text in said if role == "user") == ["Hi", "q0", "q1", "q2", "q3"]
+
+
+async def test_turns_of_different_conversations_run_beside_each_other(world: World) -> None:
+    logs = [await world.chat.respond(world.owner_id, say(f"q{i}")) for i in range(3)]
+    for number in (2, 0, 1):
+        generation = await world.engine.turn(number)
+        generation.say(generation.request.prompt.runs[1].text)  # type: ignore[union-attr]
+        generation.end()
+    for number, log in enumerate(logs):
+        final = (await events_of(log.read()))[-1]["response"]
+        assert final["output"][0]["content"][0]["text"] == f"User: q{number}"
+
+
+async def test_a_cancelled_answer_keeps_what_was_said(world: World) -> None:
+    log = await world.chat.respond(world.owner_id, say("Hi"))
+    generation = await world.engine.turn(0)
+    generation.say("Hel")
+    events = log.read()
+    while json.loads((await anext(events)).payload)["type"] != "response.output_text.delta":
+        pass
+    await world.chat.cancel(world.owner_id, log.response_id)
+    final = (await events_of(events))[-1]
+    assert final["type"] == "response.incomplete"
+    assert final["response"]["status"] == "cancelled"
+    assert final["response"]["incomplete_details"] == {"reason": None, "cause": "cancelled"}
+    assert texts(await history(world, final["response"])) == [("user", "Hi"), ("assistant", "Hel")]
+
+
+async def test_an_ended_or_unknown_answer_cannot_be_cancelled(world: World) -> None:
+    done = await ask(world, say("Hi"), "Hello")
+    with pytest.raises(ApiError) as error:
+        await world.chat.cancel(world.owner_id, done["id"])
+    assert error.value.code == "response_not_active"
+    with pytest.raises(ResponseNotFound):
+        await world.chat.cancel(world.owner_id, "resp_unknown")
+
+
+async def test_a_failed_turn_leaves_no_trace_in_the_conversation(world: World) -> None:
+    first = await ask(world, say("Hi"), "Hello")
+    before = await history(world, first)
+    log = await world.chat.respond(world.owner_id, say("Bad", conversation_id=first["conversation"]["id"]))
+    (await world.engine.turn(1)).fail()
+    final = (await events_of(log.read()))[-1]
+    assert final["type"] == "response.failed"
+    assert final["response"]["error"]["code"] == "server_error"
+    assert await history(world, first) == before
+    third = await ask(world, say("Good", conversation_id=first["conversation"]["id"]), "Fine")
+    assert [text for _, text in texts(await history(world, third))] == ["Hi", "Hello", "Good", "Fine"]
+
+
+async def test_an_asker_who_goes_away_ends_nothing(world: World) -> None:
+    asker = asyncio.create_task(world.chat.respond(world.owner_id, say("Hi", conversation_key="bot:1")))
+    generation = await world.engine.turn(0)
+    asker.cancel()
+    generation.say("Hello")
+    generation.end()
+    conversation = await world.store.get_or_create_conversation(world.owner_id, "bot:1", id="unused")
+    while len(path := await world.store.path(conversation.id, conversation.tip_id)) < 2:
+        await asyncio.sleep(0.01)
+        conversation = await world.store.conversation(world.owner_id, conversation.id)
+    assert texts(path) == [("user", "Hi"), ("assistant", "Hello")]
+
+
+async def test_an_asker_who_goes_away_while_waiting_has_asked_nothing(world: World) -> None:
+    log = await world.chat.respond(world.owner_id, say("Hi"))
+    generation = await world.engine.turn(0)
+    waiting = asyncio.create_task(world.chat.respond(world.owner_id, say("Later", conversation_id=log.conversation_id)))
+    await asyncio.sleep(0.05)
+    waiting.cancel()
+    generation.say("Hello")
+    generation.end()
+    final = (await events_of(log.read()))[-1]["response"]
+    await asyncio.sleep(0.05)
+    assert texts(await history(world, final)) == [("user", "Hi"), ("assistant", "Hello")]
+    assert len(world.engine.asked) == 1
+
+
+async def test_a_stop_ends_running_answers_as_incomplete_with_their_text(
+    world_at: Callable[[], AbstractAsyncContextManager[World]],
+) -> None:
+    async with world_at() as world:
+        log = await world.chat.respond(world.owner_id, say("Hi"))
+        (await world.engine.turn(0)).say("Hel")
+    final = (await events_of(log.read()))[-1]
+    assert final["response"]["status"] == "incomplete"
+    assert final["response"]["incomplete_details"]["cause"] == "server_stopping"
+    async with world_at() as world:
+        assert texts(await history(world, final["response"])) == [("user", "Hi"), ("assistant", "Hel")]
+
+
+async def test_a_stopping_service_takes_no_turn(world: World) -> None:
+    await world.chat.stop()
+    with pytest.raises(EngineStopped):
+        await world.chat.respond(world.owner_id, say("Hi"))
+
+
+async def test_an_answer_that_a_crash_cut_off_is_kept_as_incomplete(
+    world_at: Callable[[], AbstractAsyncContextManager[World]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world_at() as world:
+        log = await world.chat.respond(world.owner_id, say("Hi"))
+        (await world.engine.turn(0)).say("Hel", "lo th")
+        await asyncio.sleep(0.6)
+
+        async def crashed(*_: object) -> None:
+            raise DatabaseUnavailable("gone")
+
+        monkeypatch.setattr(world.store, "finish_response", crashed)
+    monkeypatch.undo()
+    async with world_at() as world:
+        events = await events_of(await world.chat.follow(world.owner_id, log.response_id))
+        final = events[-1]["response"]
+        assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        assert final["status"] == "incomplete"
+        assert final["incomplete_details"]["cause"] == "server_restart"
+        assert "".join(event.get("delta", "") for event in events) == "Hello th"
+        assert texts(await history(world, final)) == [("user", "Hi"), ("assistant", "Hello th")]
+        goes_on = await ask(world, say("Go on", conversation_id=final["conversation"]["id"]), "ere")
+        assert goes_on["status"] == "completed"
+
+
+async def test_an_end_that_cannot_be_stored_is_a_failure_and_the_conversation_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: object) -> None:
+        raise DatabaseUnavailable("The disk is full; make room.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.store, "finish_response", full)
+        response = await ask(world, say("Hi"), "Hello")
+    assert response["status"] == "failed"
+    assert response["error"]["cause"] == "storage_unavailable"
+    after = await ask(world, say("Again", conversation_id=response["conversation"]["id"]), "Yes")
+    assert after["status"] == "completed"
+    assert [role for role, _ in texts(await history(world, after))] == ["user", "assistant", "user", "assistant"]
+
+
+async def test_what_is_wrong_with_a_turn_shows_before_anything_is_stored(world: World, png: bytes) -> None:
+    first = await ask(world, say("Hi", conversation_key="k"), "Hello")
+    before = await history(world, first)
+    place = {"conversation_id": first["conversation"]["id"]}
+    image = InputMessage("user", (InputImage(png[:45], "input[0].content[0].image_url"),))
+    refused: list[tuple[Turn, type[Exception], str]] = [
+        (say("Hi", conversation_id="conv_unknown"), ConversationNotFound, "conversation_not_found"),
+        (say("Hi", previous_response_id="resp_unknown"), ApiError, "previous_response_not_found"),
+        (say("Hi", model="gpt-6", **place), ApiError, "model_not_found"),
+        (say("w " * 300, **place), ContextLengthExceeded, "context_length_exceeded"),
+        (Turn(input=(image,), **place), ApiError, "invalid_image"),
+        (Turn(input=(), **place), ApiError, "missing_required_parameter"),
+        (Turn(input=(InputMessage("user", (InputImage(png, "i"),) * 5),), **place), ApiError, "invalid_value"),
+        (say("x" * 10_001, **place), ApiError, "invalid_value"),
+    ]
+    for turn, kind, code in refused:
+        with pytest.raises(kind) as error:
+            await world.chat.respond(world.owner_id, turn)
+        assert error.value.code == code  # type: ignore[attr-defined]
+        assert str(error.value).endswith(".")
+    assert await history(world, first) == before
+    assert len(world.engine.asked) == 1
+
+
+async def test_another_owner_s_things_do_not_exist(world: World) -> None:
+    mine = await ask(world, say("Hi"), "Hello")
+    other = (await world.store.owner("other")).id
+    with pytest.raises(ConversationNotFound):
+        await world.chat.respond(other, say("Hi", conversation_id=mine["conversation"]["id"]))
+    with pytest.raises(ApiError, match="There is no response"):
+        await world.chat.respond(other, say("Hi", previous_response_id=mine["id"]))
+    with pytest.raises(ResponseNotFound):
+        await world.chat.follow(other, mine["id"])
+    with pytest.raises(ResponseNotFound):
+        await world.chat.cancel(other, mine["id"])
+
+
+async def test_old_turns_leave_the_prompt_and_are_reported(world: World) -> None:
+    first = await ask(world, say("w " * 60), "a")
+    place = {"conversation_id": first["conversation"]["id"]}
+    second = await ask(world, say("w " * 60, **place), "b")
+    assert second["context"] == {"max_tokens": 200, "dropped_item_ids": []}
+    third = await ask(world, say("w " * 60, **place), "c")
+    stored = await history(world, third)
+    assert third["context"]["dropped_item_ids"] == [stored[0].id, stored[1].id]
+    assert len(stored) == 6
+    with pytest.raises(ContextLengthExceeded):
+        await world.chat.respond(world.owner_id, say("w " * 60, truncation="disabled", **place))
+
+
+async def test_an_earlier_item_can_be_answered_again_and_the_first_answer_stays(world: World) -> None:
+    first = await ask(world, say("Hi"), "Hello")
+    question, answer = await history(world, first)
+    place = {"conversation_id": first["conversation"]["id"], "previous_item_id": question.id}
+    again = await ask(world, Turn(input=(), **place), "Good day")
+    assert texts(await history(world, again)) == [("user", "Hi"), ("assistant", "Good day")]
+    assert (await world.store.item(world.owner_id, answer.id))[1].text == "Hello"
+
+
+async def test_a_response_can_be_followed_by_several_others(world: World) -> None:
+    first = await ask(world, say("Hi"), "Hello")
+    left = await ask(world, say("Left", previous_response_id=first["id"]), "L")
+    right = await ask(world, say("Right", previous_response_id=first["id"]), "R")
+    for response, word in ((left, "Left"), (right, "Right")):
+        row = await world.store.response(world.owner_id, response["id"])
+        assert [m.text for m in await world.store.path(row.conversation_id, row.tip_id)][:3] == ["Hi", "Hello", word]
+
+
+async def test_without_generating_a_turn_is_stored_and_read_ahead(world: World) -> None:
+    log = await world.chat.respond(world.owner_id, say("Hi", generate=False))
+    events = await events_of(log.read())
+    assert [e["type"] for e in events] == ["response.created", "response.in_progress", "response.completed"]
+    assert events[-1]["response"]["output"] == []
+    answered = await ask(world, Turn(input=(), conversation_id=log.conversation_id), "Hello")
+    assert texts(await history(world, answered)) == [("user", "Hi"), ("assistant", "Hello")]
+
+
+async def test_a_reader_comes_back_at_any_number(world: World) -> None:
+    log: ResponseLog = await world.chat.respond(world.owner_id, say("Hi"))
+    generation = await world.engine.turn(0)
+    generation.say("a", "b")
+    generation.end()
+    everything = await events_of(log.read())
+    for after in range(-1, len(everything)):
+        rest = await events_of(await world.chat.follow(world.owner_id, log.response_id, after))
+        assert rest == everything[after + 1 :]
