@@ -1,51 +1,43 @@
 """The engine: requests from an event loop, answered by one worker thread that owns the model.
 
-Requests are answered first come first served. What belongs to the event loop (encoding a prompt, fetching an image's
-bytes, preparing its pixels) is done before a request is queued; results come back with `call_soon_threadsafe`. A
-failure in one request ends that request and no other.
+What does not need the model (encoding a prompt, fetching an image's bytes, preparing its pixels) is done before a
+request is queued, beside the event loop; the worker thread does the rest, all requests at once, and hands results back
+with `call_soon_threadsafe`.
 """
 
 import asyncio
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import AsyncIterator
+from collections import OrderedDict
 from dataclasses import dataclass, field
-
-from torch import Tensor
-from transformers import DynamicCache
 
 from idefics_chat.conversation.images import decode_image
 from idefics_chat.conversation.prompt import Prompt
 from idefics_chat.inference.answer import Answer
-from idefics_chat.inference.errors import EngineBusy, EngineStopped, GenerationFailed, InferenceError, PromptTooLong
-from idefics_chat.inference.idefics_model import BANNED_TOKENS, IMAGE_TOKEN, IdeficsRunner, seen_images
+from idefics_chat.inference.errors import EngineBusy, EngineStopped, GenerationFailed, PromptTooLong
+from idefics_chat.inference.families import family_of
+from idefics_chat.inference.family import EncodedImage, PreparedImage
+from idefics_chat.inference.generation import LocalGeneration
+from idefics_chat.inference.job import Job
 from idefics_chat.inference.loader import LoadedModel
-from idefics_chat.inference.lru_bytes import LruBytes
 from idefics_chat.inference.prompt_encoder import EncodedPrompt, PromptEncoder
-from idefics_chat.inference.requests import (
-    FinishReason,
-    GenerationRequest,
-    GenerationResult,
-    ImageLoader,
-    ModelInfo,
-    TextDelta,
-    Usage,
-)
+from idefics_chat.inference.requests import GenerationRequest, ImageLoader, ModelInfo
 from idefics_chat.inference.sampling import Sampler
+from idefics_chat.inference.scheduler import Scheduler, SchedulerLimits
 
 logger = logging.getLogger(__name__)
+
+KNOWN_IMAGES = 100_000
+"""Images whose place in a prompt is remembered, a few dozen bytes each."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """What an engine may use: requests waiting beside the one that runs, bytes of image features kept, tokens run at
-    once while a prompt is read."""
+    """What an engine may use: requests waiting beside those that run, and what the scheduler may use."""
 
     max_waiting: int = 64
-    feature_bytes: int = 256 * 1024 * 1024
-    prefill_tokens: int = 512
+    scheduler: SchedulerLimits = field(default_factory=SchedulerLimits)
 
 
 def create_engine(
@@ -55,72 +47,24 @@ def create_engine(
     return LocalEngine(loaded, model_id or loaded.source, limits or EngineLimits())
 
 
-@dataclass(slots=True)
-class _Job:
-    """A request on its way through the worker. `images` holds features, or pixels that are still to be encoded."""
-
-    request: GenerationRequest
-    prompt: EncodedPrompt
-    images: dict[str, "Tensor | _Pixels"]
-    generation: "LocalGeneration"
-    end: FinishReason | None = None
-    answer: Answer = field(init=False)
-
-
-@dataclass(frozen=True, slots=True)
-class _Pixels:
-    """An image made ready for the model, not yet encoded."""
-
-    values: Tensor
-
-
-class LocalGeneration:
-    """A running request of a `LocalEngine`. One reader only."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._items: asyncio.Queue[TextDelta | GenerationResult | InferenceError] = asyncio.Queue()
-        self.cancelled = threading.Event()
-
-    def cancel(self) -> None:
-        """Ask for the end between two tokens. The result follows, with what was said."""
-        self.cancelled.set()
-
-    def put(self, item: TextDelta | GenerationResult | InferenceError) -> None:
-        """Hand an item over to the reader; from any thread. Dropped where the reader's event loop is gone."""
-        try:
-            self._loop.call_soon_threadsafe(self._items.put_nowait, item)
-        except RuntimeError:
-            logger.debug("the event loop of a request is closed; its answer is dropped")
-
-    async def __aiter__(self) -> AsyncIterator[TextDelta | GenerationResult]:
-        while True:
-            item = await self._items.get()
-            if isinstance(item, InferenceError):
-                raise item
-            yield item
-            if isinstance(item, GenerationResult):
-                return
-
-
 class LocalEngine:
     """Answers requests with a model in this process. Keeps the interface `Engine` of `requests`."""
 
     def __init__(self, loaded: LoadedModel, model_id: str, limits: EngineLimits) -> None:
         facts = loaded.facts
-        self._info = ModelInfo(model_id, loaded.family, loaded.layout, facts.fingerprint, loaded.context_tokens)
+        self._family = family_of(loaded)
+        context = min(loaded.context_tokens, limits.scheduler.kv_bytes // self._family.cache_shape.token_bytes)
+        self._info = ModelInfo(model_id, loaded.family, loaded.layout, facts.fingerprint, context)
         self._loaded = loaded
-        self._limits = limits
-        self._encoder = PromptEncoder(facts, IMAGE_TOKEN)
-        self._image_ids = (facts.control_ids[IMAGE_TOKEN],)
-        self._banned = frozenset(facts.control_ids[token] for token in BANNED_TOKENS)
-        self._runner = IdeficsRunner(loaded.model, loaded.image_processor)
-        self._features: LruBytes[str, Tensor] = LruBytes(limits.feature_bytes, lambda item: item.nbytes)
-        self._waiting: deque[_Job] = deque()
-        self._arriving = 0
+        self._max_waiting = limits.max_waiting
+        self._encoder = PromptEncoder(facts, self._family.image_token)
+        self._banned = frozenset(facts.control_ids[token] for token in self._family.banned_tokens)
+        self._image_tokens: OrderedDict[str, tuple[int, ...]] = OrderedDict()
+        self._scheduler = Scheduler(self._family, limits.scheduler, context)
+        self._arrived: list[Job] = []
+        self._accepted = 0
         self._wake = threading.Condition()
         self._stopping = False
-        self._last_job_s = 1.0
         self._thread = threading.Thread(target=self._work, name="idefics-chat engine", daemon=True)
         self._thread.start()
 
@@ -129,8 +73,16 @@ class LocalEngine:
         """What is known of the model."""
         return self._info
 
-    async def count_tokens(self, prompt: Prompt) -> tuple[int, ...]:
-        """Tokens of each run of the prompt, images included, in the order of `prompt.runs`."""
+    def counters(self) -> dict[str, float]:
+        """What the engine counted, by name; see `Counters`."""
+        return self._scheduler.counters.snapshot()
+
+    async def count_tokens(self, prompt: Prompt, load_image: ImageLoader | None = None) -> tuple[int, ...]:
+        """Tokens of each run of the prompt, images included, in the order of `prompt.runs`.
+
+        Where a family's images differ in length, `load_image` is asked for those that were never seen.
+        """
+        await self._prepared(prompt, load_image)
         return (await self._encode(prompt)).run_lengths
 
     async def submit(self, request: GenerationRequest) -> LocalGeneration:
@@ -141,21 +93,17 @@ class LocalEngine:
         """
         self._reserve()
         try:
-            prompt = await self._encode(request.prompt)
-            if len(prompt) + 1 > self._info.context_tokens:
-                raise PromptTooLong(len(prompt), self._info.context_tokens - 1)
-            images = {digest: await self._image(digest, request.load_image) for digest in set(request.prompt.digests)}
-            job = _Job(request, prompt, images, LocalGeneration(asyncio.get_running_loop()))
-            job.answer = self._new_answer(job)
+            job = await self._job(request)
+            with self._wake:
+                if self._stopping:
+                    raise EngineStopped
+                self._arrived.append(job)
+                self._wake.notify_all()
         finally:
             with self._wake:
-                self._arriving -= 1
-        with self._wake:
-            if self._stopping:
-                raise EngineStopped
-            self._waiting.append(job)
-            self._wake.notify_all()
-        return job.generation
+                self._accepted -= 1
+        assert isinstance(job.sink, LocalGeneration)
+        return job.sink
 
     async def aclose(self) -> None:
         """Stop: running and waiting requests end with finish_reason "stopped" and what they had said. Idempotent."""
@@ -164,115 +112,96 @@ class LocalEngine:
             self._wake.notify_all()
         await asyncio.to_thread(self._thread.join)
 
-    # -- on the event loop
+    # -- before a request is queued
 
     def _reserve(self) -> None:
+        """Take a place in the queue, or refuse."""
         with self._wake:
             if self._stopping:
                 raise EngineStopped
-            ahead = len(self._waiting) + self._arriving
-            if ahead >= self._limits.max_waiting:
-                raise EngineBusy(max(1.0, self._last_job_s * ahead))
-            self._arriving += 1
+            ahead = self._scheduler.waiting + len(self._arrived) + self._accepted
+            if ahead >= self._max_waiting:
+                raise EngineBusy(self._scheduler.expected_wait_s(ahead))
+            self._accepted += 1
+
+    async def _job(self, request: GenerationRequest) -> Job:
+        arrived_s = time.monotonic()
+        prepared = await self._prepared(request.prompt, request.load_image)
+        prompt = await self._encode(request.prompt)
+        room = self._info.context_tokens - len(prompt)
+        if room < 1:
+            raise PromptTooLong(len(prompt), self._info.context_tokens - 1)
+        images = await self._images(request, prepared)
+        max_tokens = room if request.max_output_tokens is None else min(request.max_output_tokens, room)
+        facts = self._loaded.facts
+        return Job(
+            prompt=prompt,
+            places=self._family.places(prompt.images),
+            images=images,
+            answer=Answer(facts.backend, self._loaded.end_ids, max_tokens, request.stop, request.prompt.answer_prefix),
+            sampler=Sampler(request.sampling, prompt.ids, self._banned),
+            sink=LocalGeneration(asyncio.get_running_loop(), self._notify),
+            max_tokens=max_tokens,
+            group=request.cache_key,
+            deadline_s=None if request.timeout_s is None else arrived_s + request.timeout_s,
+            arrived_s=arrived_s,
+        )
+
+    async def _prepared(self, prompt: Prompt, load: ImageLoader | None) -> dict[str, PreparedImage]:
+        """Make those images ready whose place in a prompt is not known yet."""
+        unknown = [digest for digest in dict.fromkeys(prompt.digests) if digest not in self._image_tokens]
+        if not unknown or self._family.fixed_image_tokens is not None:
+            return {}
+        if load is None:
+            raise ValueError("this model's images differ in length; counting one that was never seen needs its bytes")
+        return {digest: await self._prepare(digest, load) for digest in unknown}
+
+    async def _images(
+        self, request: GenerationRequest, prepared: dict[str, PreparedImage]
+    ) -> dict[str, PreparedImage | EncodedImage]:
+        """The prompt's images, encoded where they are known, else made ready for it."""
+        images: dict[str, PreparedImage | EncodedImage] = {}
+        for digest in dict.fromkeys(request.prompt.digests):
+            known = self._scheduler.features_of(digest)
+            images[digest] = known or prepared.get(digest) or await self._prepare(digest, request.load_image)
+        return images
+
+    async def _prepare(self, digest: str, load: ImageLoader) -> PreparedImage:
+        data = await load(digest)
+        image = await asyncio.to_thread(lambda: self._family.prepare(decode_image(data)))
+        self._image_tokens[digest] = image.token_ids
+        while len(self._image_tokens) > KNOWN_IMAGES:
+            self._image_tokens.popitem(last=False)
+        return image
 
     async def _encode(self, prompt: Prompt) -> EncodedPrompt:
-        return await asyncio.to_thread(self._encoder.encode, prompt, lambda digest: self._image_ids)
-
-    async def _image(self, digest: str, load: ImageLoader) -> "Tensor | _Pixels":
-        with self._wake:
-            features = self._features.get(digest)
-        if features is not None:
-            return features
-        data = await load(digest)
-        return _Pixels(await asyncio.to_thread(lambda: self._runner.prepare(decode_image(data))))
-
-    def _new_answer(self, job: _Job) -> Answer:
-        room = self._info.context_tokens - len(job.prompt)
-        wanted = job.request.max_output_tokens
-        return Answer(
-            self._loaded.facts.backend,
-            self._loaded.end_ids,
-            room if wanted is None else min(wanted, room),
-            job.request.stop,
-            job.request.prompt.answer_prefix,
+        fixed = self._family.fixed_image_tokens
+        return await asyncio.to_thread(
+            self._encoder.encode, prompt, lambda digest: self._image_tokens[digest] if fixed is None else fixed
         )
 
-    # -- in the worker thread
+    # -- the worker thread
+
+    def _notify(self) -> None:
+        with self._wake:
+            self._wake.notify_all()
 
     def _work(self) -> None:
-        while (job := self._next_job()) is not None:
-            started = time.monotonic()
+        """Step while there is work; end everything when told to stop, or when a step fails as a whole."""
+        while self._take_arrived():
             try:
-                self._run(job)
+                self._scheduler.step()
             except Exception:
-                logger.exception("a request failed in the model")
-                job.generation.put(GenerationFailed())
-            self._last_job_s = time.monotonic() - started
+                logger.exception("a step of the engine failed; its requests are ended")
+                self._scheduler.abandon(GenerationFailed())
+        self._scheduler.stop()
 
-    def _next_job(self) -> _Job | None:
-        """The next request; a cancelled one is taken first, since it is ended at once. None when all is over."""
+    def _take_arrived(self) -> bool:
+        """Wait until there is work, and hand new requests to the scheduler; False when it is time to stop."""
         with self._wake:
-            while not self._waiting and not self._stopping:
+            while not (self._stopping or self._arrived or not self._scheduler.is_idle):
                 self._wake.wait()
-            return self._waiting.popleft() if self._waiting else None
-
-    def _run(self, job: _Job) -> None:
-        """Answer one request to its end."""
-        cache, seen = DynamicCache(config=self._loaded.model.config), seen_images(job.prompt.images)
-        logits = None if self._interrupted(job) else self._prefill(job, seen, cache)
-        sampler = Sampler(job.request.sampling, job.prompt.ids, self._banned)
-        while logits is not None and job.answer.finish_reason is None and not self._interrupted(job):
-            token_id = sampler.choose(logits)
-            self._stream(job, job.answer.push(token_id))
-            if job.answer.finish_reason is None:
-                logits = self._runner.forward([token_id], seen[-1:], self._ready(job), cache)
-        self._stream(job, job.answer.finish(job.end))
-        job.generation.put(self._result(job))
-
-    def _prefill(self, job: _Job, seen: list[str | None], cache: DynamicCache) -> Tensor | None:
-        """Read the prompt; the last token's logits, or None if the request was interrupted."""
-        features, step = self._ready(job), self._limits.prefill_tokens
-        logits = None
-        for start in range(0, len(job.prompt), step):
-            if self._interrupted(job):
-                return None
-            end = start + step
-            logits = self._runner.forward(job.prompt.ids[start:end], seen[start:end], features, cache)
-        return logits
-
-    def _ready(self, job: _Job) -> dict[str, Tensor]:
-        """Features of the request's images; those that are still pixels are encoded, and kept for others."""
-        ready = {digest: self._encoded(digest, image) for digest, image in job.images.items()}
-        job.images.update(ready)
-        return ready
-
-    def _encoded(self, digest: str, image: "Tensor | _Pixels") -> Tensor:
-        if isinstance(image, Tensor):
-            return image
-        with self._wake:
-            features = self._features.get(digest)
-        if features is None:
-            features = self._runner.encode(image.values)
-            with self._wake:
-                self._features.put(digest, features)
-        return features
-
-    def _interrupted(self, job: _Job) -> bool:
-        if self._stopping:
-            job.end = "stopped"
-        elif job.generation.cancelled.is_set():
-            job.end = "cancelled"
-        return job.end is not None
-
-    def _stream(self, job: _Job, piece: str) -> None:
-        if piece:
-            job.generation.put(TextDelta(piece))
-
-    def _result(self, job: _Job) -> GenerationResult:
-        usage = Usage(
-            input_tokens=len(job.prompt),
-            image_tokens=sum(digest is not None for digest in job.prompt.images),
-            output_tokens=job.answer.output_tokens,
-        )
-        assert job.answer.finish_reason is not None
-        return GenerationResult(job.answer.text, job.answer.token_ids(), job.answer.finish_reason, usage)
+            for job in self._arrived:
+                self._scheduler.submit(job)
+            self._arrived.clear()
+            return not self._stopping

@@ -33,6 +33,16 @@ class LruBytes(Generic[Key, Value]):
         self._items.move_to_end(key)
         return self._items[key][0]
 
+    def peek(self, key: Key) -> Value | None:
+        """The value or None; its age stays what it was."""
+        item = self._items.get(key)
+        return None if item is None else item[0]
+
+    def set_budget(self, budget_bytes: int) -> list[tuple[Key, Value]]:
+        """Change the budget; return what had to go for it, oldest first."""
+        self.budget_bytes = budget_bytes
+        return self._shrink()
+
     def put(self, key: Key, value: Value) -> list[tuple[Key, Value]]:
         """Keep a value; return what had to go for it, oldest first (the value itself if it is too large)."""
         self.pop(key)
@@ -50,6 +60,11 @@ class LruBytes(Generic[Key, Value]):
             return None
         self.used_bytes -= item[1]
         return item[0]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._items.clear()
+        self.used_bytes = 0
 
     def _shrink(self) -> list[tuple[Key, Value]]:
         gone = []

@@ -44,6 +44,7 @@ class GenerationRequest:
     max_output_tokens: int | None = None
     stop: Sequence[str] = ()
     cache_key: str | None = None
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ class Sampler:
 
     def __init__(self, params: SamplingParams, prompt_ids: Iterable[int], banned_ids: Iterable[int]) -> None:
         self._params = params
-        self._banned = torch.tensor(sorted(banned_ids), dtype=torch.long)
+        self.banned = torch.tensor(sorted(banned_ids), dtype=torch.long)
         self._prompt_ids = torch.tensor(sorted(set(prompt_ids)), dtype=torch.long)
         self._seen: Tensor | None = None
         self._warpers: Any = _warpers(params)
@@ -35,10 +35,21 @@ class Sampler:
         else:
             self._generator.manual_seed(params.seed)
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the choice is just the likeliest token that is not banned."""
+        return self._params.temperature == 0 and self._params.repetition_penalty == 1
+
     def choose(self, logits: Tensor) -> int:
-        """The next token's id, from float logits `(vocabulary,)` on any device; they are not changed."""
+        """The next token's id, from float logits `(vocabulary,)` on any device; they are not changed.
+
+        Raises:
+            FloatingPointError: the model computed numbers that are none.
+        """
         scores = self._penalised(logits.to("cpu", torch.float32, copy=True))
-        scores[self._banned] = -torch.inf
+        if scores.isnan().any():
+            raise FloatingPointError("the model's logits are not finite; a wider dtype (bfloat16, float32) may help")
+        scores[self.banned] = -torch.inf
         token_id = self._draw(scores) if self._params.temperature > 0 else int(scores.argmax())
         if self._seen is not None:
             self._seen[token_id] = True

@@ -34,6 +34,7 @@ from idefics_chat.default_model import checkpoint_path
 from idefics_chat.inference.engine import EngineLimits, LocalEngine, create_engine
 from idefics_chat.inference.loader import LoadedModel, load_model
 from idefics_chat.inference.requests import GenerationRequest, GenerationResult, TextDelta
+from idefics_chat.inference.scheduler import SchedulerLimits
 
 torch.set_num_threads(1)
 
@@ -290,8 +291,8 @@ async def running(anyio_backend: str) -> AsyncIterator[Callable[..., LocalEngine
     """Starts engines, and stops them when the test ends."""
     engines: list[LocalEngine] = []
 
-    def start(loaded: LoadedModel, **limits: Any) -> LocalEngine:
-        engines.append(create_engine(loaded, limits=EngineLimits(**limits)))
+    def start(loaded: LoadedModel, max_waiting: int = 64, **limits: Any) -> LocalEngine:
+        engines.append(create_engine(loaded, limits=EngineLimits(max_waiting, SchedulerLimits(**limits))))
         return engines[-1]
 
     yield start

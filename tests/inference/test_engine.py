@@ -197,7 +197,7 @@ async def test_a_prompt_that_leaves_no_room_is_refused_before_anything_is_queued
 
 
 async def test_a_full_queue_says_when_to_come_back(random_model, running, album, conversation):
-    engine = running(random_model, max_waiting=1)
+    engine = running(random_model, max_waiting=1, max_running=1)
     request = GenerationRequest(conversation([["Count"]]), album.load, SamplingParams(temperature=1.0, seed=5))
     accepted = await asyncio.gather(*(engine.submit(request) for _ in range(50)), return_exceptions=True)
     refused = [item for item in accepted if isinstance(item, EngineBusy)]
@@ -229,7 +229,7 @@ async def test_a_failure_in_the_model_ends_one_request_and_no_other(
     good = GenerationRequest(conversation([["Hello"]]), album.load, max_output_tokens=4)
     expected = await answer(engine, good)
     bad = album.add("red")
-    monkeypatch.setattr(type(engine._runner), "encode", _failing)
+    monkeypatch.setattr(type(engine._family), "encode", _failing)
     with pytest.raises(GenerationFailed):
         await answer(engine, GenerationRequest(conversation([[bad, "?"]]), album.load, max_output_tokens=4))
     assert await answer(engine, good) == expected

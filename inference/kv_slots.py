@@ -1,0 +1,212 @@
+"""The KV cache of the requests that are running: one row each, in tensors that all layers' steps read as views.
+
+Rows of running requests are kept together at the front, so that a decode step reads the first rows of each tensor
+without copying. Knows nothing of requests; what a row holds beyond its request's length is old and must be masked.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+KeyValues = list[tuple[Tensor, Tensor]]
+"""Keys and values of each layer, `(heads, tokens, head_dim)`."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """What a model's KV cache is made of. `devices` has one entry a layer; `window` is the number of positions that a
+    token can look back on (itself included), or None for all."""
+
+    heads: int
+    head_dim: int
+    dtype: torch.dtype
+    devices: tuple[torch.device, ...]
+    window: int | None = None
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token in all layers."""
+        return 2 * len(self.devices) * self.heads * self.head_dim * self.dtype.itemsize
+
+
+class SlotTensors:
+    """Keys and values of all layers, `(rows, heads, tokens, head_dim)` each. Grows on request, never by itself."""
+
+    def __init__(self, shape: CacheShape) -> None:
+        self.shape = shape
+        self.rows = 0
+        self.tokens = 0
+        self.layers: list[tuple[Tensor, Tensor]] = [self._empty(index, 0, 0) for index in range(len(shape.devices))]
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of all tensors, filled or not."""
+        return self.bytes_of(self.rows, self.tokens)
+
+    def bytes_of(self, rows: int, tokens: int) -> int:
+        """Bytes that so many rows of so many tokens take."""
+        return rows * tokens * self.shape.token_bytes
+
+    def resize(self, rows: int, tokens: int, keep: int) -> None:
+        """Have so many rows and tokens, the contents of the first `keep` rows kept; one layer at a time.
+
+        Where memory runs out on the way, rows that are kept stay whole: some layers are then larger than the others,
+        and where nothing is kept all are empty.
+        """
+        if keep == 0:
+            self.rows = self.tokens = 0
+            self.layers = [self._empty(index, 0, 0) for index in range(len(self.layers))]
+        common = min(tokens, self.tokens)
+        for index, (keys, values) in enumerate(self.layers):
+            new_keys, new_values = self._empty(index, rows, tokens)
+            new_keys[:keep, :, :common] = keys[:keep, :, :common]
+            new_values[:keep, :, :common] = values[:keep, :, :common]
+            self.layers[index] = (new_keys, new_values)
+        self.rows, self.tokens = rows, tokens
+
+    def move(self, source: int, target: int, tokens: int) -> None:
+        """Copy the first `tokens` of a row over another."""
+        for keys, values in self.layers:
+            keys[target, :, :tokens] = keys[source, :, :tokens]
+            values[target, :, :tokens] = values[source, :, :tokens]
+
+    def export(self, row: int, tokens: int) -> KeyValues:
+        """A copy of the first `tokens` of a row."""
+        return [(keys[row, :, :tokens].clone(), values[row, :, :tokens].clone()) for keys, values in self.layers]
+
+    def fill(self, row: int, parked: KeyValues, tokens: int) -> None:
+        """Copy the first `tokens` of what was exported into a row."""
+        for (keys, values), (old_keys, old_values) in zip(self.layers, parked, strict=True):
+            keys[row, :, :tokens] = old_keys[:, :tokens]
+            values[row, :, :tokens] = old_values[:, :tokens]
+
+    def wipe(self, row: int) -> None:
+        """Zero a row: numbers that are not finite would reach other requests even through a mask."""
+        for keys, values in self.layers:
+            keys[row].zero_()
+            values[row].zero_()
+
+    def _empty(self, layer: int, rows: int, tokens: int) -> tuple[Tensor, Tensor]:
+        size = (rows, self.shape.heads, tokens, self.shape.head_dim)
+        place = self.shape.devices[layer]
+        return (
+            torch.zeros(size, dtype=self.shape.dtype, device=place),
+            torch.zeros(size, dtype=self.shape.dtype, device=place),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A step of one row: tokens `start` to `end` of it are run."""
+
+    row: int
+    start: int
+    end: int
+
+    @property
+    def kv_tokens(self) -> int:
+        """How far back and up to the step's last token the cache is read."""
+        return self.end
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeStep:
+    """A step of the first rows, one token each: row `i` runs its token at `positions[i]`."""
+
+    positions: tuple[int, ...]
+    kv_tokens: int
+
+
+Step = Chunk | DecodeStep
+
+
+def decode_step(positions: Sequence[int], capacity: int, bucket: int = 32) -> DecodeStep:
+    """A decode step whose reach is rounded up to a multiple of `bucket` tokens, so that shapes repeat."""
+    reach = -(-(max(positions) + 1) // bucket) * bucket
+    return DecodeStep(tuple(positions), min(capacity, reach))
+
+
+class SlotCache(Cache):
+    """The view of the slot tensors that one step of a transformers model reads and writes."""
+
+    def __init__(self, tensors: SlotTensors, step: Step) -> None:
+        targets = {device: _targets(step, device) for device in set(tensors.shape.devices)}
+        super().__init__(
+            layers=[
+                _SlotLayer(tensors.layers[index], step, targets[device])
+                for index, device in enumerate(tensors.shape.devices)
+            ]
+        )
+
+
+class _SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+    is_sliding = False
+    is_compileable = False
+
+    def __init__(self, stored: tuple[Tensor, Tensor], step: Step, targets: tuple[Tensor, Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._step = step
+        self._stored_keys, self._stored_values = stored
+        self._rows, self._positions = targets
+        self.is_initialized = True
+
+    def lazy_initialization(self, *states: Tensor) -> None:
+        """Nothing: the tensors are there already."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Write the step's keys and values `(rows, heads, tokens, head_dim)`; return all that the step may look at."""
+        step = self._step
+        if isinstance(step, Chunk):
+            span = slice(step.start, step.end)
+            self._stored_keys[step.row, :, span] = key_states[0]
+            self._stored_values[step.row, :, span] = value_states[0]
+            view = slice(step.row, step.row + 1)
+        else:
+            self._stored_keys[self._rows, :, self._positions] = key_states[:, :, 0]
+            self._stored_values[self._rows, :, self._positions] = value_states[:, :, 0]
+            view = slice(0, len(step.positions))
+        return self._stored_keys[view, :, : step.kv_tokens], self._stored_values[view, :, : step.kv_tokens]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self._step.kv_tokens, 0
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_max_length(self) -> int:
+        return self._stored_keys.shape[2]
+
+
+def _targets(step: Step, device: torch.device) -> tuple[Tensor, Tensor]:
+    positions = step.positions if isinstance(step, DecodeStep) else ()
+    return torch.arange(len(positions), device=device), torch.tensor(positions, dtype=torch.long, device=device)
+
+
+def position_ids(step: Step, device: torch.device) -> Tensor:
+    """Positions `(rows, tokens)` of the step's tokens."""
+    if isinstance(step, Chunk):
+        return torch.arange(step.start, step.end, device=device)[None]
+    return torch.tensor(step.positions, device=device)[:, None]
+
+
+def attention_mask(step: Step, shape: CacheShape, implementation: str, device: torch.device) -> Tensor:
+    """Which cached positions each token sees, `(rows, 1, tokens, kv_tokens)`.
+
+    Boolean for implementations that select by it. Eager attention adds its mask, and would take a boolean one for
+    zeros and ones without complaint, so it gets zeros and the lowest number.
+    """
+    queries = position_ids(step, device)[:, None, :, None]
+    places = torch.arange(step.kv_tokens, device=device)
+    seen = places <= queries
+    if shape.window is not None:
+        seen = seen & (places > queries - shape.window)
+    if implementation == "eager":
+        return torch.zeros(seen.shape, dtype=shape.dtype, device=device).masked_fill_(
+            ~seen, torch.finfo(shape.dtype).min
+        )
+    return seen

@@ -1,0 +1,42 @@
+"""How much of a prompt to read between two tokens of everyone else.
+
+Streams that are running should not stall while a long prompt joins: the part that is read in one step is chosen so
+that it takes about as long as a decode step, from what both took lately.
+"""
+
+SMOOTHING = 0.2
+"""How much one more measurement moves the estimate."""
+
+LEAST_TOKENS = 16
+"""A smaller part would cost more in overhead than it spares the others."""
+
+
+class Pace:
+    """Watches what steps cost. Times are in seconds."""
+
+    def __init__(self, most_tokens: int) -> None:
+        self._most_tokens = most_tokens
+        self._token_s: float | None = None
+        self._decode_s: float | None = None
+
+    def prefill_tokens(self, decoding: int) -> int:
+        """Tokens of prompts to read in this step, `decoding` requests waiting for their next token meanwhile."""
+        if not decoding:
+            return self._most_tokens
+        if self._token_s is None or self._decode_s is None:
+            return min(self._most_tokens, 4 * LEAST_TOKENS)
+        fitting = int(self._decode_s / max(self._token_s, 1e-9))
+        return max(min(LEAST_TOKENS, self._most_tokens), min(self._most_tokens, fitting))
+
+    def prefilled(self, tokens: int, seconds: float) -> None:
+        """Say what reading so many tokens took."""
+        if tokens > 0:
+            self._token_s = _moved(self._token_s, seconds / tokens)
+
+    def decoded(self, seconds: float) -> None:
+        """Say what a decode step took."""
+        self._decode_s = _moved(self._decode_s, seconds)
+
+
+def _moved(estimate: float | None, measured: float) -> float:
+    return measured if estimate is None else estimate + SMOOTHING * (measured - estimate)

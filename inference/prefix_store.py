@@ -1,0 +1,125 @@
+"""KV caches of requests that are over, kept so that the next turn computes only what is new.
+
+A prefix is compared by what its tokens are AND which images they stand for: all images have the same token id, and
+reuse by ids alone would answer about the wrong picture. Prefixes lie on the model's device first; what was used
+longest ago moves to host memory, and from there is dropped. Whatever is dropped is computed again, to the same result.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+from idefics_chat.inference.kv_slots import KeyValues
+from idefics_chat.inference.lru_bytes import LruBytes
+
+TokenKey = int | tuple[int, str]
+"""A token's id, with the digest of the image it stands for if there is one."""
+
+
+def token_keys(ids: Sequence[int], images: Sequence[str | None]) -> list[TokenKey]:
+    """What makes two prompts' beginnings the same."""
+    return [index if image is None else (index, image) for index, image in zip(ids, images, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """A parked cache: `keys[i]` names the token whose keys and values stand at `i`."""
+
+    keys: list[TokenKey] = field(repr=False)
+    key_values: KeyValues = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all layers."""
+        return sum(keys.nbytes + values.nbytes for keys, values in self.key_values)
+
+
+class PrefixStore:
+    """Parked prefixes in two tiers, each with a budget in bytes. For one thread."""
+
+    def __init__(self, device_bytes: int, host_bytes: int) -> None:
+        self._device: LruBytes[int, Prefix] = LruBytes(device_bytes, lambda prefix: prefix.nbytes)
+        self._host: LruBytes[int, Prefix] = LruBytes(host_bytes, lambda prefix: prefix.nbytes)
+        self._groups: dict[Hashable, list[int]] = {}
+        self._group_of: dict[int, Hashable] = {}
+        self._next_number = 0
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes in use on the device."""
+        return self._device.used_bytes
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes in use in host memory."""
+        return self._host.used_bytes
+
+    def __len__(self) -> int:
+        return len(self._group_of)
+
+    def find(self, group: Hashable, keys: Sequence[TokenKey]) -> tuple[Prefix | None, int]:
+        """The prefix of that group with the most tokens in common with `keys`, and how many those are."""
+        best, best_length = None, 0
+        for number in self._groups.get(group, ()):
+            length = common_length(self._peek(number).keys, keys)
+            if length > best_length:
+                best, best_length = number, length
+        if best is None:
+            return None, 0
+        return self._touch(best), best_length
+
+    def park(self, group: Hashable, prefix: Prefix) -> None:
+        """Keep a prefix; those of its group that it begins with are forgotten, since it holds all of them."""
+        for number in list(self._groups.get(group, ())):
+            old = self._peek(number).keys
+            if len(old) <= len(prefix.keys) and common_length(old, prefix.keys) == len(old):
+                self._forget(number)
+        number, self._next_number = self._next_number, self._next_number + 1
+        self._groups.setdefault(group, []).append(number)
+        self._group_of[number] = group
+        self._to_host(self._device.put(number, prefix))
+
+    def set_device_budget(self, budget_bytes: int) -> None:
+        """Change the device's budget; what is over it moves to host memory."""
+        self._to_host(self._device.set_budget(budget_bytes))
+
+    def check(self) -> None:
+        """Raise AssertionError where a tier is over its budget or a prefix is lost between them."""
+        assert self._device.used_bytes <= self._device.budget_bytes
+        assert self._host.used_bytes <= self._host.budget_bytes
+        assert all((number in self._device) != (number in self._host) for number in self._group_of)
+        assert len(self._device) + len(self._host) == len(self._group_of)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for number in list(self._group_of):
+            self._forget(number)
+
+    def _to_host(self, evicted: Sequence[tuple[int, Prefix]]) -> None:
+        for number, prefix in evicted:
+            moved = Prefix(prefix.keys, [(keys.cpu(), values.cpu()) for keys, values in prefix.key_values])
+            for gone, _ in self._host.put(number, moved):
+                self._forget(gone)
+
+    def _peek(self, number: int) -> Prefix:
+        prefix = self._device.peek(number) or self._host.peek(number)
+        assert prefix is not None
+        return prefix
+
+    def _touch(self, number: int) -> Prefix:
+        prefix = self._device.get(number) or self._host.get(number)
+        assert prefix is not None
+        return prefix
+
+    def _forget(self, number: int) -> None:
+        self._device.pop(number)
+        self._host.pop(number)
+        group = self._group_of.pop(number)
+        self._groups[group].remove(number)
+        if not self._groups[group]:
+            del self._groups[group]
+
+
+def common_length(one: Sequence[TokenKey], other: Sequence[TokenKey]) -> int:
+    """How many tokens two sequences have in common at their beginnings."""
+    shorter = min(len(one), len(other))
+    return next((index for index in range(shorter) if one[index] != other[index]), shorter)

@@ -1,0 +1,315 @@
+"""Continuous batching: requests join and leave between two decode steps, prompts are read in chunks in between.
+
+One call of `step` ends what is to end, reads a bounded part of a prompt, and decodes one token for everyone. Waiting
+requests are admitted first come first served. For one thread; knows no event loop. A failure in one request's part
+ends that request and no other.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from idefics_chat.inference.counters import Counters
+from idefics_chat.inference.errors import GenerationFailed, InferenceError
+from idefics_chat.inference.family import EncodedImage, Family, PreparedImage
+from idefics_chat.inference.job import Job
+from idefics_chat.inference.kv_slots import Chunk, decode_step
+from idefics_chat.inference.lru_bytes import LruBytes
+from idefics_chat.inference.pace import Pace
+from idefics_chat.inference.requests import FinishReason
+from idefics_chat.inference.slot_rows import SlotRows
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """What a scheduler may use. `kv_bytes` bounds running and parked caches on the device together, `host_bytes` those
+    parked in host memory, `feature_bytes` encoded images that are kept for later. `prefill_tokens` bounds the part of
+    a prompt that is read in one step."""
+
+    max_running: int = 16
+    kv_bytes: int = 4 * 1024**3
+    host_bytes: int = 4 * 1024**3
+    feature_bytes: int = 512 * 1024**2
+    prefill_tokens: int = 512
+
+
+class Scheduler:
+    """Runs jobs on one model, all at once."""
+
+    def __init__(
+        self, family: Family, limits: SchedulerLimits, max_tokens: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._family = family
+        self._limits = limits
+        self._clock = clock
+        self._max_tokens = max_tokens
+        self._rows = self._new_rows()
+        self._features: LruBytes[str, EncodedImage] = LruBytes(limits.feature_bytes, lambda image: image.nbytes)
+        self._waiting: deque[Job] = deque()
+        self._pace = Pace(limits.prefill_tokens)
+        self.counters = Counters()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self._waiting and not self._rows.running
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have no row yet."""
+        return len(self._waiting)
+
+    def expected_wait_s(self, ahead: int) -> float:
+        """About how long a request behind `ahead` others would wait, at least a second."""
+        finished = max(1, self.counters.requests_finished)
+        busy_s = self.counters.decode_seconds + self.counters.prefill_seconds
+        return max(1.0, ahead * busy_s / finished)
+
+    def features_of(self, digest: str) -> EncodedImage | None:
+        """An image that is encoded already. May be called from any thread."""
+        return self._features.peek(digest)
+
+    def submit(self, job: Job) -> None:
+        """Queue a job; its sink will get exactly one result or error."""
+        self._waiting.append(job)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Do a bounded part of the work there is."""
+        self._reap()
+        self._read_prompts()
+        self._decode()
+        self._count()
+
+    @torch.inference_mode()
+    def stop(self, reason: FinishReason = "stopped") -> None:
+        """End everything, with what was said."""
+        over = [*self._rows.running, *self._waiting]
+        self._waiting.clear()
+        for job in over:
+            self._end(job, reason)
+        self._count()
+
+    def abandon(self, error: InferenceError) -> None:
+        """End everything with an error, after a failure that is no single request's."""
+        over = [*self._rows.running, *self._waiting]
+        self._rows = self._new_rows()
+        self._waiting.clear()
+        for job in over:
+            job.sink.put(error)
+        self.counters.requests_failed += len(over)
+
+    def check(self) -> None:
+        """Raise AssertionError where the books do not balance: rows, budgets, jobs."""
+        running = self._rows.running
+        assert not set(map(id, running)) & set(map(id, self._waiting))
+        assert all(job.filled <= len(job.ids) <= job.needed_tokens for job in running)
+        self._rows.check()
+        assert self._features.used_bytes <= self._features.budget_bytes
+
+    def _new_rows(self) -> SlotRows:
+        limits = self._limits
+        return SlotRows(self._family, limits.max_running, self._max_tokens, limits.kv_bytes, limits.host_bytes)
+
+    # -- ending
+
+    def _reap(self) -> None:
+        """End what was cancelled or is past its deadline, waiting or running."""
+        now = self._clock()
+        over = [job for job in [*self._rows.running, *self._waiting] if self._is_over(job, now)]
+        self._waiting = deque(job for job in self._waiting if job not in over)
+        for job in over:
+            self._end(job, "cancelled")
+
+    def _is_over(self, job: Job, now_s: float) -> bool:
+        return job.sink.is_cancelled or (job.deadline_s is not None and now_s >= job.deadline_s)
+
+    def _end(self, job: Job, reason: FinishReason | None = None) -> None:
+        if job.row >= 0:
+            self._rows.leave(job, park=True)
+        job.finish(reason)
+        self.counters.requests_finished += 1
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        logger.error("a request failed in the model", exc_info=error)
+        if job.row >= 0:
+            self._rows.leave(job, park=False)
+        job.sink.put(GenerationFailed())
+        self.counters.requests_failed += 1
+
+    # -- reading prompts
+
+    def _read_prompts(self) -> None:
+        """Read as much of the prompts as the pace allows in one step."""
+        left = self._pace.prefill_tokens(len(self._rows.decoding))
+        while left > 0 and (job := self._next_to_read()) is not None:
+            started = self._clock()
+            try:
+                read = self._with_memory(partial(self._read_chunk, job, left))
+            except Exception as error:  # noqa: BLE001  whatever it is, it ends only its own request
+                self._fail(job, error)
+                continue
+            seconds = self._clock() - started
+            self._pace.prefilled(read, seconds)
+            self.counters.tokens_prefilled += read
+            self.counters.prefill_seconds += seconds
+            # An image was encoded: that takes long, and others may be waiting for their next token.
+            left -= left if read == 0 and self._rows.decoding else read
+
+    def _next_to_read(self) -> Job | None:
+        """The job whose prompt is being read, or the first in the queue if there is a row for it."""
+        while self._rows.reading is None and self._waiting:
+            job = self._waiting[0]
+            try:
+                admitted = self._with_memory(partial(self._rows.admit, job))
+            except Exception as error:  # noqa: BLE001  whatever it is, it ends only its own request
+                self._waiting.popleft()
+                self._fail(job, error)
+                continue
+            if not admitted:
+                self.counters.memory_refusals += len(self._rows.decoding) < self._limits.max_running
+                return None
+            self._waiting.popleft()
+            self.counters.tokens_reused += job.cached_tokens
+        return self._rows.reading
+
+    def _read_chunk(self, job: Job, limit: int) -> int:
+        """Read one chunk, at most `limit` tokens; the last one gives the answer's first token. Where an image has to
+        be encoded first, only that is done. Returns how many tokens were read."""
+        end = min(len(job.prompt), job.filled + limit)
+        places = job.places[job.filled : end]
+        if self._encode_one(job, {place[0] for place in places if place is not None}):
+            return 0
+        step = Chunk(job.row, job.filled, end)
+        images = job.encoded_images()
+        logits = self._family.prefill(job.ids[job.filled : end], places, images, self._rows.tensors, step)
+        read, job.filled = end - job.filled, end
+        if job.is_read:
+            last = job.places[-1]
+            job.images = {last[0]: images[last[0]]} if last is not None else {}
+            self._family.set_row(job.row, images[last[0]] if last is not None else None)
+            self._begin(job, logits)
+        return read
+
+    def _begin(self, job: Job, logits: Tensor) -> None:
+        self._rows.begin_decoding()
+        if job.answer.finish_reason is not None:
+            self._end(job)
+            return
+        self._choose(job, logits, greedy=None)
+        self.counters.first_tokens += 1
+        self.counters.first_token_seconds += self._clock() - job.arrived_s
+
+    def _encode_one(self, job: Job, digests: set[str]) -> bool:
+        """Encode one of those images, unless all are encoded or known; whether one was."""
+        for digest, image in list(job.images.items()):
+            if digest not in digests or not isinstance(image, PreparedImage):
+                continue
+            known = self._features.get(digest)
+            if known is None:
+                job.images[digest] = encoded = self._family.encode(image)
+                self._features.put(digest, encoded)
+                self.counters.images_encoded += 1
+                return True
+            job.images[digest] = known
+            self.counters.encodes_saved += 1
+        return False
+
+    # -- decoding
+
+    def _decode(self) -> None:
+        """One token for everyone whose prompt is read."""
+        jobs = list(self._rows.decoding)
+        if not jobs:
+            return
+        started = self._clock()
+        try:
+            logits = self._with_memory(partial(self._decode_logits, jobs))
+        except Exception as error:  # noqa: BLE001  whatever it is, it ends only its own request
+            self._decode_one_by_one(jobs, error)
+            return
+        # Greedy choices come from the device in one transfer.
+        greedy = self._greedy(jobs, logits)
+        for job in jobs:
+            job.filled += 1
+        for index, job in enumerate(jobs):
+            self._choose_or_fail(job, logits[index], greedy[index])
+        self._pace.decoded(self._clock() - started)
+        self.counters.decode_steps += 1
+        self.counters.decode_seconds += self._clock() - started
+
+    def _decode_logits(self, jobs: list[Job]) -> Tensor:
+        step = decode_step([job.filled for job in jobs], self._rows.tensors.tokens)
+        return self._family.decode([job.ids[job.filled] for job in jobs], self._rows.tensors, step)
+
+    def _decode_one_by_one(self, jobs: list[Job], error: Exception) -> None:
+        """After a failed step: each row by itself, so that only those end in which the failure is."""
+        logger.warning("a decode step of %d requests failed; trying each by itself", len(jobs), exc_info=error)
+        for job in jobs:
+            try:
+                logits = self._decode_alone(job)
+                job.filled += 1
+                self._choose(job, logits, greedy=None)
+            except Exception as own_error:  # noqa: BLE001  whatever it is, it ends only its own request
+                self._fail(job, own_error)
+
+    def _decode_alone(self, job: Job) -> Tensor:
+        step = Chunk(job.row, job.filled, job.filled + 1)
+        places = [self._family.place_after(job.places[-1])]
+        return self._family.prefill([job.ids[job.filled]], places, job.encoded_images(), self._rows.tensors, step)
+
+    def _greedy(self, jobs: list[Job], logits: Tensor) -> list[int | None]:
+        """The likeliest allowed token of each row that asks for no more than that; None for the others."""
+        if not any(job.sampler.is_greedy for job in jobs):
+            return [None] * len(jobs)
+        ready = logits.index_fill(1, jobs[0].sampler.banned.to(logits.device), -torch.inf)
+        # A row that is not finite is looked at by itself, and fails by itself.
+        choices = torch.where(logits.isnan().any(dim=-1), -1, ready.argmax(dim=-1)).tolist()
+        return [
+            choice if job.sampler.is_greedy and choice >= 0 else None for job, choice in zip(jobs, choices, strict=True)
+        ]
+
+    def _choose_or_fail(self, job: Job, logits: Tensor, greedy: int | None) -> None:
+        try:
+            self._choose(job, logits, greedy)
+        except Exception as error:  # noqa: BLE001  whatever it is, it ends only its own request
+            self._fail(job, error)
+
+    def _choose(self, job: Job, logits: Tensor, greedy: int | None) -> None:
+        job.take(job.sampler.choose(logits) if greedy is None else greedy)
+        self.counters.tokens_generated += 1
+        if job.answer.finish_reason is not None:
+            self._end(job)
+
+    # -- memory
+
+    def _with_memory(self, run: Callable[[], Result]) -> Result:
+        """Run; when the device is out of memory, give up all that is kept for later and run once more."""
+        try:
+            return run()
+        except torch.OutOfMemoryError:
+            logger.warning("out of memory on the device; dropping parked caches and image features")
+        self._rows.parked.clear()
+        self._features.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return run()
+
+    def _count(self) -> None:
+        counters, rows = self.counters, self._rows
+        counters.waiting_now, counters.running_now = len(self._waiting), len(rows.running)
+        counters.slot_bytes_now = rows.tensors.used_bytes
+        counters.parked_device_bytes_now = rows.parked.device_bytes
+        counters.parked_host_bytes_now = rows.parked.host_bytes
+        counters.feature_bytes_now = self._features.used_bytes
