@@ -26,6 +26,7 @@ from websockets.sync.client import ClientConnection, connect
 HELP = "Ask, or: /image PATH adds a picture to the next question, /quit ends. Ctrl-C cuts an answer short."
 PATIENCE_S = 60
 MAX_FRAME_BYTES = 16 * 2**20
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
 
 
 class Refused(Exception):
@@ -181,6 +182,10 @@ def answer_or_say_why(chat: Chat, text: str, images: list[Path]) -> None:
         print(f"error: {error}", file=sys.stderr)
 
 
+def looks_like_a_file(word: str) -> bool:
+    return Path(word).is_file() or (" " not in word and Path(word).suffix.lower() in IMAGE_SUFFIXES)
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Talk to an idefics-chat server about pictures.", epilog=HELP)
     parser.add_argument("words", nargs="*", metavar="IMAGE... QUESTION", help="pictures, then the question")
@@ -193,8 +198,11 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    images = [Path(word) for word in arguments.words if Path(word).is_file()]
-    text = " ".join(word for word in arguments.words if not Path(word).is_file())
+    images = [Path(word) for word in arguments.words if looks_like_a_file(word)]
+    text = " ".join(word for word in arguments.words if not looks_like_a_file(word))
+    if missing := [str(path) for path in images if not path.is_file()]:
+        print(f"error: There is no file {', '.join(missing)}.", file=sys.stderr)
+        return 1
     chat = Chat(arguments.url, arguments.key, arguments.conversation)
     try:
         talk(chat, text, images, arguments.once)
