@@ -1,13 +1,22 @@
 """The database: owners, conversations, their messages with images, responses with their event logs.
 
     store.py       what the rest of the house sees: every call by owner, acknowledged only once committed
+    library.py     its calls beside talking: lists, search, titles, archive, deletion, limits
+    opened.py      the database, opened: one writer, many readers
     writer.py      the one writer: units of work from many callers, committed together
-    turns.py       a turn's writes: begun, its events, finished
+
+    turns.py       units of work: a turn begun, its events, finished
     accounts.py    owners, keys and conversations
+    lifecycle.py   conversations renamed, archived, deleted, taken back, purged; old logs removed
+    quotas.py      what an owner has and may have, and which images still are shown
+
+    reads.py       statements that read; rows.py turns rows into values and back
+    listing.py     lists in pages
+    search.py      search over the text of messages
     tree.py        where a message stands: depth, and jumps that find any ancestor in few steps
-    reads.py       rows back into values
+
     models.py      the tables; migrations/ makes and changes them, schema.py runs it
-    dialect.py     what only SQLite has: pragmas, upserts, what its error codes mean
+    dialect.py     what only SQLite has: pragmas, upserts, what its error codes mean; prepared.py runs small statements
     values.py, errors.py
 
 It knows nothing of the model, of prompts or of the wire.

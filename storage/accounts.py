@@ -7,9 +7,9 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, insert, or_, select
 from sqlalchemy.exc import IntegrityError
 
-from idefics_chat.storage import rows
+from idefics_chat.storage import quotas, rows
 from idefics_chat.storage.errors import AlreadyExists, ConversationNotFound
-from idefics_chat.storage.models import ConversationRecord, KeyRecord, OwnerRecord
+from idefics_chat.storage.models import ConversationRecord, KeyRecord, OwnerRecord, UsageRecord
 from idefics_chat.storage.prepared import Prepared
 from idefics_chat.storage.values import Conversation, Owner
 
@@ -26,7 +26,9 @@ OWNER_BY_KEY = (
     )
 )
 CONVERSATION = select(ConversationRecord.__table__).where(
-    ConversationRecord.id == bindparam("id"), ConversationRecord.owner_id == bindparam("owner_id")
+    ConversationRecord.id == bindparam("id"),
+    ConversationRecord.owner_id == bindparam("owner_id"),
+    ConversationRecord.deleted_at.is_(None),
 )
 CONVERSATION_BY_KEY = select(ConversationRecord.__table__).where(
     ConversationRecord.owner_id == bindparam("owner_id"), ConversationRecord.external_key == bindparam("external_key")
@@ -41,6 +43,7 @@ def get_or_create_owner(connection: Connection, name: str, now: float) -> Owner:
         return Owner(*row)
     owner = Owner(f"own_{token_hex(OWNER_ID_BYTES)}", name)
     connection.execute(insert(OwnerRecord), {"id": owner.id, "name": name, "created_at": now})
+    connection.execute(insert(UsageRecord), {"owner_id": owner.id, **dict.fromkeys(quotas.COUNTED, 0)})
     return owner
 
 
@@ -61,7 +64,7 @@ def create_conversation(
     metadata: Mapping[str, str] | None,
     now: float,
 ) -> Conversation:
-    """A new conversation. Raises AlreadyExists when its id, or its key for this owner, is taken."""
+    """A new conversation. Raises AlreadyExists when its id, or its key for this owner, is taken, QuotaExceeded."""
     values = {
         "id": conversation_id,
         "owner_id": owner_id,
@@ -74,7 +77,8 @@ def create_conversation(
         connection.execute(insert(ConversationRecord), values)
     except IntegrityError as error:
         raise AlreadyExists("conversation", external_key or conversation_id) from error
-    return Conversation(conversation_id, owner_id, external_key, dict(metadata or {}), now, None)
+    quotas.count(connection, owner_id, conversations=1)
+    return Conversation(conversation_id, owner_id, external_key, dict(metadata or {}), now, None, updated_at=now)
 
 
 def get_or_create_conversation(

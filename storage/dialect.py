@@ -93,6 +93,15 @@ def read_engine(url: URL) -> AsyncEngine:
     return engine
 
 
+def empty_log(engine: Engine) -> None:
+    """Bring all commits from the write-ahead log into the file and make the log empty, as far as readers allow."""
+    connection = engine.raw_connection()
+    try:
+        connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    finally:
+        connection.close()
+
+
 def insert_or_ignore(table: Table) -> Insert:
     """An insert that leaves a row alone that is there already."""
     return insert(table).on_conflict_do_nothing()

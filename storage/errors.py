@@ -9,6 +9,7 @@
     ├── ImageNotFound
     ├── AlreadyExists               an id that is taken
     ├── InvalidText                 text that no encoding can hold
+    ├── QuotaExceeded               more than the owner may have
     ├── ConversationBusy            a turn is already running in the conversation
     ├── IdempotencyConflict         the same key with another request
     ├── DatabaseUnavailable         disk full, read-only, corrupt, locked, closed
@@ -131,6 +132,21 @@ class InvalidText(StorageError):
 
     def __str__(self) -> str:
         return "The text holds half a surrogate pair, which is no character; send whole characters."
+
+
+class QuotaExceeded(StorageError):
+    """More of `what` ("conversations", "messages" or "image_bytes") than the `limit` that its owner may have."""
+
+    code = "quota_exceeded"
+
+    def __init__(self, what: str, limit: int) -> None:
+        super().__init__(what, limit)
+        self.what = what
+        self.limit = limit
+
+    def __str__(self) -> str:
+        name = self.what.replace("image_bytes", "bytes of images")
+        return f"This would be more than the {self.limit} {name} you may keep; delete some for good first."
 
 
 class ConversationBusy(StorageError):

@@ -2,7 +2,8 @@
 
 Ids come from the caller and are text. Rows that are listed or walked stay small: image bytes lie in a table of their
 own. `messages.depth` and `.jump_id` make any ancestor findable in a logarithmic number of steps (see tree.py).
-JSON is kept as the text that was written. Migrations repeat these definitions; a test compares the two.
+JSON is kept as the text that was written. Migrations repeat these definitions; a test compares the two. The table for
+searching, message_search, is SQLite's own kind and stands in dialect.py.
 """
 
 from sqlalchemy import Double, ForeignKey, Index, LargeBinary, MetaData, Text, UniqueConstraint, text
@@ -33,6 +34,24 @@ class OwnerRecord(Base):
     created_at: Mapped[float]
 
 
+class UsageRecord(Base):
+    """What an owner has, counted as it is written, and how much it may have; None is no limit.
+
+    Images count once an owner however often they are shown, with the bytes that were sent. What was deleted counts
+    until it is purged.
+    """
+
+    __tablename__ = "owner_usage"
+
+    owner_id: Mapped[str] = mapped_column(ForeignKey("owners.id", ondelete="CASCADE"), primary_key=True)
+    conversations: Mapped[int]
+    messages: Mapped[int]
+    image_bytes: Mapped[int]
+    max_conversations: Mapped[int | None]
+    max_messages: Mapped[int | None]
+    max_image_bytes: Mapped[int | None]
+
+
 class KeyRecord(Base):
     """An API key of an owner, by its hash: the key itself is stored nowhere."""
 
@@ -48,12 +67,17 @@ class KeyRecord(Base):
 
 
 class ConversationRecord(Base):
-    """A conversation. `metadata_json` is a JSON object of strings."""
+    """A conversation. `metadata_json` is a JSON object of strings.
+
+    `state` is "active", "archived" or "deleted". A deleted one gives up its external key, so that the key may name a
+    new conversation, and keeps it in `released_key`.
+    """
 
     __tablename__ = "conversations"
     __table_args__ = (
         UniqueConstraint("owner_id", "external_key"),
-        Index("ix_conversations_owner_id_updated_at_id", "owner_id", "updated_at", "id"),
+        Index("ix_conversations_owner_id_state_updated_at_id", "owner_id", "state", "updated_at", "id"),
+        Index("ix_conversations_deleted_at", "deleted_at", sqlite_where=text("deleted_at IS NOT NULL")),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -63,6 +87,11 @@ class ConversationRecord(Base):
     created_at: Mapped[float]
     updated_at: Mapped[float]
     tip_id: Mapped[str | None] = mapped_column(ForeignKey("messages.id", use_alter=True), index=True)
+    title: Mapped[str | None]
+    state: Mapped[str] = mapped_column(server_default="active")
+    archived_at: Mapped[float | None]
+    deleted_at: Mapped[float | None]
+    released_key: Mapped[str | None]
 
 
 class MessageRecord(Base):
@@ -121,11 +150,22 @@ class ImageDataRecord(Base):
     data: Mapped[bytes]
 
 
+class OwnerImageRecord(Base):
+    """How many times an owner's messages show an image; an image that nobody shows is removed."""
+
+    __tablename__ = "owner_images"
+    __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012
+
+    owner_id: Mapped[str] = mapped_column(ForeignKey("owners.id"), primary_key=True)
+    digest: Mapped[str] = mapped_column(ForeignKey("images.digest"), primary_key=True, index=True)
+    uses: Mapped[int]
+
+
 class ResponseRecord(Base):
     """A turn. Message ids in it are plain text: a failed turn's messages are gone, its row stays.
 
     `restore_tip_id` is the conversation's tip before the turn; `output_depth` and `output_jump_id` are the answer's
-    place in the tree, found when the turn began.
+    place in the tree, found when the turn began. `log_removed_at` is when its events were removed.
     """
 
     __tablename__ = "responses"
@@ -145,6 +185,12 @@ class ResponseRecord(Base):
             unique=True,
             sqlite_where=text("idempotency_key IS NOT NULL"),
             postgresql_where=text("idempotency_key IS NOT NULL"),
+        ),
+        Index(
+            "ix_responses_completed_at",
+            "completed_at",
+            sqlite_where=text("log_removed_at IS NULL AND completed_at IS NOT NULL"),
+            postgresql_where=text("log_removed_at IS NULL AND completed_at IS NOT NULL"),
         ),
     )
 
@@ -168,6 +214,7 @@ class ResponseRecord(Base):
     idempotency_key: Mapped[str | None]
     request_hash: Mapped[str | None]
     previous_response_id: Mapped[str | None]
+    log_removed_at: Mapped[float | None]
 
 
 class EventRecord(Base):

@@ -23,7 +23,7 @@ from idefics_chat.storage.models import (
 from idefics_chat.storage.turns import BY_KEY
 from idefics_chat.storage.values import Event, ResponseRow, StoredImage
 
-_MESSAGE_COLUMNS = (
+MESSAGE_COLUMNS = (
     MessageRecord.id,
     MessageRecord.parent_id,
     MessageRecord.depth,
@@ -50,7 +50,7 @@ def _ancestors() -> CTE:
 def _path() -> Executable:
     chain = _ancestors()
     return (
-        select(*_MESSAGE_COLUMNS, PartRecord.digest, PartRecord.text)
+        select(*MESSAGE_COLUMNS, PartRecord.digest, PartRecord.text)
         .select_from(chain)
         .join(MessageRecord, MessageRecord.id == chain.c.id)
         .outerjoin(PartRecord, PartRecord.message_id == chain.c.id)
@@ -60,14 +60,24 @@ def _path() -> Executable:
 
 PATH = _path()
 ITEM = (
-    select(MessageRecord.conversation_id, *_MESSAGE_COLUMNS, PartRecord.digest, PartRecord.text)
+    select(MessageRecord.conversation_id, *MESSAGE_COLUMNS, PartRecord.digest, PartRecord.text)
     .join(ConversationRecord, ConversationRecord.id == MessageRecord.conversation_id)
     .outerjoin(PartRecord, PartRecord.message_id == MessageRecord.id)
-    .where(MessageRecord.id == bindparam("id"), ConversationRecord.owner_id == bindparam("owner_id"))
+    .where(
+        MessageRecord.id == bindparam("id"),
+        ConversationRecord.owner_id == bindparam("owner_id"),
+        ConversationRecord.deleted_at.is_(None),
+    )
     .order_by(PartRecord.position)
 )
-RESPONSE = select(ResponseRecord.__table__).where(
-    ResponseRecord.id == bindparam("id"), ResponseRecord.owner_id == bindparam("owner_id")
+RESPONSE = (
+    select(ResponseRecord.__table__)
+    .join(ConversationRecord, ConversationRecord.id == ResponseRecord.conversation_id)
+    .where(
+        ResponseRecord.id == bindparam("id"),
+        ResponseRecord.owner_id == bindparam("owner_id"),
+        ConversationRecord.deleted_at.is_(None),
+    )
 )
 RUNNING = select(ResponseRecord.__table__).where(ResponseRecord.status == literal_column("'in_progress'"))
 EVENTS = (
@@ -83,7 +93,11 @@ IMAGE_OF_OWNER = (
         select(PartRecord.id)
         .join(MessageRecord, MessageRecord.id == PartRecord.message_id)
         .join(ConversationRecord, ConversationRecord.id == MessageRecord.conversation_id)
-        .where(PartRecord.digest == bindparam("digest"), ConversationRecord.owner_id == bindparam("owner_id"))
+        .where(
+            PartRecord.digest == bindparam("digest"),
+            ConversationRecord.owner_id == bindparam("owner_id"),
+            ConversationRecord.deleted_at.is_(None),
+        )
         .exists(),
     )
 )

@@ -116,6 +116,7 @@ def response_values(owner_id: str, new: NewResponse, restore_tip_id: str | None,
         "idempotency_key": new.idempotency_key,
         "request_hash": new.request_hash,
         "previous_response_id": new.previous_response_id,
+        "log_removed_at": None,
     }
 
 
@@ -178,6 +179,10 @@ def read_conversation(row: Any) -> Conversation:
         metadata=from_json(row.metadata_json),
         created_at=row.created_at,
         tip_id=row.tip_id,
+        title=row.title,
+        updated_at=row.updated_at,
+        archived_at=row.archived_at,
+        deleted_at=row.deleted_at,
     )
 
 

@@ -1,25 +1,18 @@
 """The store: what the rest of the house sees of the database.
 
 Every call that writes returns only once its work is committed and flushed to the disk. Every call that takes an owner
-answers about another owner's things exactly as about things that do not exist. All calls raise DatabaseUnavailable
-when the database cannot be used.
+answers about another owner's things, and about deleted ones, exactly as about things that do not exist. All calls
+raise DatabaseUnavailable when the database cannot be used.
 
 It knows nothing of the model, of prompts or of the wire; ids come from the caller.
 """
 
-import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from functools import partial
-from typing import Self, TypeVar
-
-from sqlalchemy import Connection
-from sqlalchemy.engine import URL
-from sqlalchemy.ext.asyncio import AsyncConnection
+from collections.abc import Mapping, Sequence
 
 from idefics_chat.conversation.messages import Message
-from idefics_chat.storage import accounts, dialect, reads, rows, schema, turns
-from idefics_chat.storage.errors import ConversationNotFound, DatabaseUnavailable
+from idefics_chat.storage import accounts, reads, rows, turns
+from idefics_chat.storage.errors import ConversationNotFound
+from idefics_chat.storage.library import Library
 from idefics_chat.storage.values import (
     Conversation,
     Event,
@@ -29,42 +22,10 @@ from idefics_chat.storage.values import (
     ResponseRow,
     StoredImage,
 )
-from idefics_chat.storage.writer import Writer
-
-T = TypeVar("T")
-Clock = Callable[[], float]
 
 
-class Store:
+class Store(Library):
     """The database, opened. Make it with `open`, end it with `close`. `clock` gives seconds since the epoch."""
-
-    def __init__(self, url: URL, clock: Clock) -> None:
-        self._clock = clock
-        self._closed = False
-        self._readers = dialect.read_engine(url)
-        self._writer = Writer(dialect.write_engine(url))
-
-    @classmethod
-    async def open(cls, url_or_path: str, *, clock: Clock = time.time) -> Self:
-        """Open the database at an SQLAlchemy URL or a file's path, made if it is not there, and upgrade its schema.
-
-        Raises DatabaseTooNew, UnknownRevision and DatabaseUnavailable.
-        """
-        store = cls(dialect.database_url(url_or_path), clock)
-        try:
-            with dialect.told():
-                await store._writer.apart(schema.upgrade)
-        except BaseException:
-            await store.close()
-            raise
-        store._writer.start()
-        return store
-
-    async def close(self) -> None:
-        """Write what waits, then let go of the file. Later calls raise DatabaseUnavailable."""
-        self._closed = True
-        await self._writer.close()
-        await self._readers.dispose()
 
     # owners and keys
 
@@ -175,27 +136,3 @@ class Store:
         """An image's bytes, whoever shows it: for the engine, never for a client. Raises ImageNotFound."""
         async with self._read() as connection:
             return await reads.image_data(connection, digest)
-
-    async def check_writable(self) -> None:
-        """Write and commit something that leaves nothing behind. Raises DatabaseUnavailable."""
-        await self._write(_touch)
-
-    async def _write(self, unit: Callable[..., T], *arguments: object) -> T:
-        bound: Callable[[Connection], T] = partial(_with_connection_first, unit, arguments)
-        return await self._writer.run(bound)
-
-    @asynccontextmanager
-    async def _read(self) -> AsyncIterator[AsyncConnection]:
-        if self._closed:
-            raise DatabaseUnavailable("The database is closed; start the server again.")
-        with dialect.told():
-            async with self._readers.connect() as connection:
-                yield connection
-
-
-def _with_connection_first(unit: Callable[..., T], arguments: tuple[object, ...], connection: Connection) -> T:
-    return unit(connection, *arguments)
-
-
-def _touch(connection: Connection) -> None:
-    connection.exec_driver_sql("PRAGMA user_version=0")

@@ -5,21 +5,21 @@ run at once is held by the database itself: at most one response of a conversati
 index), whichever process writes.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import ColumnClause, Connection, bindparam, delete, insert, literal_column, select, update
 
 from idefics_chat.conversation.messages import Message
-from idefics_chat.storage import rows, tree
+from idefics_chat.storage import quotas, rows, search, tree
 from idefics_chat.storage.accounts import require_conversation
 from idefics_chat.storage.dialect import insert_or_ignore
 from idefics_chat.storage.errors import (
     AlreadyExists,
     ConversationBusy,
     EventOutOfOrder,
-    ImageNotFound,
     ResponseFinished,
     ResponseNotFound,
 )
@@ -58,6 +58,7 @@ _LAST_EVENT = (
 TO_CONTINUE = Prepared(
     select(
         ResponseRecord.id,
+        ResponseRecord.owner_id,
         ResponseRecord.conversation_id,
         ResponseRecord.parent_id,
         ResponseRecord.restore_tip_id,
@@ -69,12 +70,8 @@ TO_CONTINUE = Prepared(
         _LAST_EVENT.scalar_subquery().label("last_event"),
     ).where(ResponseRecord.id == bindparam("id"))
 )
-SHOWN_TO = Prepared(
-    select(PartRecord.id)
-    .join(MessageRecord, MessageRecord.id == PartRecord.message_id)
-    .join(ConversationRecord, ConversationRecord.id == MessageRecord.conversation_id)
-    .where(PartRecord.digest == bindparam("digest"), ConversationRecord.owner_id == bindparam("owner_id"))
-    .limit(1)
+_DIGESTS_OF = Prepared(
+    select(PartRecord.digest).where(PartRecord.message_id == bindparam("id"), PartRecord.digest.is_not(None))
 )
 _ADD_RESPONSE = Prepared(insert(ResponseRecord))
 _ADD_EVENTS = Prepared(insert(EventRecord))
@@ -99,7 +96,8 @@ def begin_response(connection: Connection, owner_id: str, new: NewResponse, even
     """Store a turn's input and its running response; the conversation's tip becomes the last input message.
 
     With an idempotency key that was used before, returns that first response and stores nothing. Raises
-    IdempotencyConflict, ConversationNotFound, ConversationBusy, ItemNotFound, ImageNotFound, AlreadyExists.
+    IdempotencyConflict, ConversationNotFound, ConversationBusy, ItemNotFound, ImageNotFound, AlreadyExists,
+    QuotaExceeded.
     """
     first = _first_of_key(connection, owner_id, new)
     if first is not None:
@@ -110,9 +108,9 @@ def begin_response(connection: Connection, owner_id: str, new: NewResponse, even
     tip = new.messages[-1].id if new.messages else new.parent_id
     output = tree.add_children(places, (*((m.parent_id, m.id) for m in new.messages), (tip, new.output_id)))
     _add_response(connection, owner_id, new, conversation.tip_id, output)
-    add_images(connection, new.images, new.created_at)
-    _check_digests(connection, owner_id, new)
-    add_messages(connection, new.conversation_id, new.messages, places)
+    image_bytes = add_images(connection, owner_id, new.images, new.messages, new.created_at)
+    add_messages(connection, owner_id, new.conversation_id, new.messages, places)
+    quotas.count(connection, owner_id, messages=len(new.messages), image_bytes=image_bytes, spare_messages=1)
     add_events(connection, new.id, events, expected=0)
     _MOVE_TIP.run(connection, {"of": new.conversation_id, "to": tip, "at": new.created_at})
     return rows.begun_response(new)
@@ -151,9 +149,20 @@ def finish_response(connection: Connection, finished: FinishedResponse, events: 
     )
 
 
-def add_images(connection: Connection, images: Sequence[StoredImage], created_at: float) -> None:
-    """Store those images that are not there yet."""
-    for image in images:
+def add_images(
+    connection: Connection,
+    owner_id: str,
+    images: Iterable[StoredImage],
+    messages: Sequence[Message],
+    created_at: float,
+) -> int:
+    """Store those images that the messages show and that are not there yet; the bytes that are new to the owner.
+
+    Raises ImageNotFound for one that the messages show and that was neither sent now nor shown by the owner before.
+    """
+    shown = {digest for message in messages for digest in message.digests}
+    sent = {image.digest: image for image in images if image.digest in shown}
+    for image in sent.values():
         about = {
             "digest": image.digest,
             "media_type": image.media_type,
@@ -164,10 +173,11 @@ def add_images(connection: Connection, images: Sequence[StoredImage], created_at
         }
         if _ADD_IMAGE.run(connection, about):
             _ADD_IMAGE_DATA.run(connection, {"digest": image.digest, "data": image.data})
+    return quotas.show_images(connection, owner_id, messages, sent)
 
 
 def add_messages(
-    connection: Connection, conversation_id: str, messages: Sequence[Message], places: tree.Places
+    connection: Connection, owner_id: str, conversation_id: str, messages: Sequence[Message], places: tree.Places
 ) -> None:
     """Store messages that stand at their `places`, parents first. Raises AlreadyExists for an id that is taken."""
     if not messages:
@@ -179,6 +189,7 @@ def add_messages(
         raise AlreadyExists("item", ", ".join(message.id for message in messages)) from error
     parts = [part for message in messages for part in rows.part_values(message)]
     _ADD_PARTS.run_each(connection, parts)
+    search.index_messages(connection, owner_id, messages)
 
 
 def add_events(connection: Connection, response_id: str, events: Sequence[Event], *, expected: int) -> None:
@@ -209,14 +220,6 @@ def _add_response(
         raise AlreadyExists("response", new.id) from error
 
 
-def _check_digests(connection: Connection, owner_id: str, new: NewResponse) -> None:
-    """Raises ImageNotFound for an image that neither comes with the turn nor is shown by a message of the owner."""
-    sent = {image.digest for image in new.images}
-    for digest in {digest for message in new.messages for digest in message.digests} - sent:
-        if SHOWN_TO.one(connection, {"digest": digest, "owner_id": owner_id}) is None:
-            raise ImageNotFound(digest)
-
-
 def _require_running(connection: Connection, response_id: str) -> Any:
     row = TO_CONTINUE.one(connection, {"id": response_id})
     if row is None:
@@ -237,12 +240,18 @@ def _add_answer(connection: Connection, response: Any, message: Message, at: flo
     if message.id != response.output_id or message.parent_id not in (None, parent_id):
         raise ValueError(f"The answer of {response.id} is {response.output_id} after {parent_id}, not {message.id}.")
     places = {message.id: tree.Place(response.output_depth, response.output_jump_id)}
-    add_messages(connection, response.conversation_id, [replace(message, parent_id=parent_id)], places)
+    add_messages(
+        connection, response.owner_id, response.conversation_id, [replace(message, parent_id=parent_id)], places
+    )
+    quotas.count_answer(connection, response.owner_id)
     _MOVE_TIP.run(connection, {"of": response.conversation_id, "to": message.id, "at": at})
 
 
 def _undo_input(connection: Connection, response: Any, at: float) -> None:
     input_ids: list[str] = rows.from_json(response.input_ids)
     _MOVE_TIP.run(connection, {"of": response.conversation_id, "to": response.restore_tip_id, "at": at})
+    uses = Counter(row.digest for message_id in input_ids for row in _DIGESTS_OF.all(connection, {"id": message_id}))
     for message_id in reversed(input_ids):
         _REMOVE_MESSAGE.run(connection, {"id": message_id})
+    freed, _, _ = quotas.hide_images(connection, response.owner_id, uses)
+    quotas.count(connection, response.owner_id, messages=-len(input_ids), image_bytes=-freed)

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from idefics_chat.conversation.messages import Message
 
 ResponseStatus = Literal["in_progress", "completed", "incomplete", "cancelled", "failed"]
 JsonObject = Mapping[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,10 @@ class StoredImage:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A tree of messages. `tip_id` is the message that the next turn follows, None when there is none yet."""
+    """A tree of messages. `tip_id` is the message that the next turn follows, None when there is none yet.
+
+    `updated_at` is when a turn last began or ended in it. A deleted one is seen only where deleted ones are asked for.
+    """
 
     id: str
     owner_id: str
@@ -39,6 +43,10 @@ class Conversation:
     metadata: Mapping[str, str]
     created_at: float
     tip_id: str | None
+    title: str | None = None
+    updated_at: float = 0.0
+    archived_at: float | None = None
+    deleted_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,3 +122,57 @@ class ResponseRow:
         if self.status == "failed":
             return self.parent_id
         return self.input_ids[-1] if self.input_ids else self.parent_id
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """Some of a list, in its order; the next page begins after the last of `items`."""
+
+    items: tuple[T, ...]
+    has_more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A message that a search found: a piece of its text, and where in that piece (start, end) the words stand."""
+
+    conversation_id: str
+    message_id: str
+    role: str
+    created_at: float
+    snippet: str
+    marks: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """What was deleted for good; sizes in bytes."""
+
+    conversations: int = 0
+    messages: int = 0
+    responses: int = 0
+    events: int = 0
+    images: int = 0
+    image_bytes: int = 0
+
+    def __add__(self, other: "Purged") -> "Purged":
+        return Purged(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much an owner may have; None is no limit."""
+
+    conversations: int | None = None
+    messages: int | None = None
+    image_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How much an owner has, and may have."""
+
+    conversations: int
+    messages: int
+    image_bytes: int
+    limits: Limits

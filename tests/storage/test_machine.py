@@ -158,10 +158,14 @@ class StoreMachine(RuleBasedStateMachine):
         if talk.running:
             return ConversationBusy
         sent = {image.digest for image in new.images}
-        shown = {d for t in self.talks.values() if t.owner == asker for m in t.messages.values() for d in m.digests}
-        if {digest for message in new.messages for digest in message.digests} - sent - shown:
+        if {digest for message in new.messages for digest in message.digests} - sent - self.shown([asker]):
             return ImageNotFound
         return None
+
+    def shown(self, owners) -> set[str]:
+        """The images that the owners' messages show."""
+        talks = [talk for talk in self.talks.values() if talk.owner in owners]
+        return {digest for talk in talks for message in talk.messages.values() for digest in message.digests}
 
     def began(self, talk: Talk, asker: str, new: NewResponse, events: list[Event]) -> None:
         self.turns[new.id] = (new, asker, talk.tip)
@@ -241,7 +245,19 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def read_an_image(self, data):
         digest = data.draw(st.sampled_from(sorted(self.images)))
-        assert self.runner.run(self.store.image_data(digest)) == self.images[digest]
+        if digest in self.shown(OWNERS):
+            assert self.runner.run(self.store.image_data(digest)) == self.images[digest]
+        else:
+            with pytest.raises(ImageNotFound):
+                self.runner.run(self.store.image_data(digest))
+
+    @rule(owner=st.sampled_from(OWNERS))
+    def read_the_usage(self, owner):
+        talks = [talk for talk in self.talks.values() if talk.owner == owner]
+        usage = self.runner.run(self.store.usage(self.owners[owner]))
+        assert usage.conversations == len(talks)
+        assert usage.messages == sum(len(talk.messages) for talk in talks)
+        assert usage.image_bytes == sum(len(self.images[digest]) for digest in self.shown([owner]))
 
     @invariant()
     def the_same_turns_run(self):

@@ -26,7 +26,6 @@ STATEMENTS = {
     "response by idempotency key": turns.BY_KEY.statement,
     "running response": turns.RUNNING.statement,
     "response to continue": turns.TO_CONTINUE.statement,
-    "image shown to": turns.SHOWN_TO.statement,
 }
 
 
@@ -60,7 +59,7 @@ async def test_a_path_is_one_look_up_by_primary_key_a_message(store, database):
         ("running response", "uq_responses_running"),
         ("response by idempotency key", "uq_responses_owner_id_idempotency_key"),
         ("conversation by key", "uq_conversations_owner_id_external_key"),
-        ("image shown to", "ix_message_parts_digest"),
+        ("image", "ix_message_parts_digest"),
     ],
 )
 async def test_a_statement_uses_its_own_index(store, database, name, index):

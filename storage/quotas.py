@@ -1,0 +1,142 @@
+"""What an owner has and may have, as units of work. What is counted changes in the transaction that changes the rows.
+
+A conversation that is deleted counts until it is purged: its owner may still take it back.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+
+from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
+
+from idefics_chat.conversation.messages import Message
+from idefics_chat.storage.errors import ImageNotFound, QuotaExceeded
+from idefics_chat.storage.models import ImageRecord, OwnerImageRecord, UsageRecord
+from idefics_chat.storage.prepared import Prepared
+from idefics_chat.storage.values import Limits, Usage
+
+COUNTED = ("conversations", "messages", "image_bytes")
+
+USAGE = Prepared(select(UsageRecord.__table__).where(UsageRecord.owner_id == bindparam("owner_id")))
+_USES = Prepared(
+    select(OwnerImageRecord.uses).where(
+        OwnerImageRecord.owner_id == bindparam("owner_id"), OwnerImageRecord.digest == bindparam("digest")
+    )
+)
+_SIZE = Prepared(select(ImageRecord.size_bytes).where(ImageRecord.digest == bindparam("digest")))
+_ADD_USES = Prepared(insert(OwnerImageRecord))
+_SET_USES = Prepared(
+    update(OwnerImageRecord)
+    .where(OwnerImageRecord.owner_id == bindparam("of"), OwnerImageRecord.digest == bindparam("image"))
+    .values(uses=bindparam("count"))
+)
+_END_USES = Prepared(
+    delete(OwnerImageRecord).where(
+        OwnerImageRecord.owner_id == bindparam("owner_id"), OwnerImageRecord.digest == bindparam("digest")
+    )
+)
+_ANY_USE = Prepared(select(OwnerImageRecord.uses).where(OwnerImageRecord.digest == bindparam("digest")).limit(1))
+_REMOVE_IMAGE = Prepared(delete(ImageRecord).where(ImageRecord.digest == bindparam("digest")))
+_COUNT = Prepared(
+    update(UsageRecord)
+    .where(
+        UsageRecord.owner_id == bindparam("of"),
+        *(
+            or_(
+                bindparam(f"{name}_free") <= 0,
+                getattr(UsageRecord, f"max_{name}").is_(None),
+                getattr(UsageRecord, name) + bindparam(f"{name}_free") <= getattr(UsageRecord, f"max_{name}"),
+            )
+            for name in COUNTED
+        ),
+    )
+    .values({name: getattr(UsageRecord, name) + bindparam(f"{name}_more") for name in COUNTED})
+)
+
+
+def count(
+    connection: Connection,
+    owner_id: str,
+    *,
+    conversations: int = 0,
+    messages: int = 0,
+    image_bytes: int = 0,
+    spare_messages: int = 0,
+) -> None:
+    """Add to what the owner has; `spare_messages` must fit too and are not counted yet. Less is never refused.
+
+    Raises QuotaExceeded.
+    """
+    more = {"conversations": conversations, "messages": messages, "image_bytes": image_bytes}
+    free = more | {"messages": messages + spare_messages}
+    values = {f"{name}_more": more[name] for name in COUNTED} | {f"{name}_free": free[name] for name in COUNTED}
+    if not _COUNT.run(connection, {"of": owner_id, **values}):
+        _refuse(connection, owner_id, free)
+
+
+def count_answer(connection: Connection, owner_id: str) -> None:
+    """Add an answer, for which there was room when its turn began."""
+    values = {f"{name}_{kind}": 0 for name in COUNTED for kind in ("more", "free")}
+    _COUNT.run(connection, {"of": owner_id, **values, "messages_more": 1})
+
+
+def show_images(connection: Connection, owner_id: str, messages: Iterable[Message], sent: Collection[str]) -> int:
+    """Count the images that the messages show, and give the bytes of those that are new to the owner.
+
+    Raises ImageNotFound for one that is neither among `sent` nor shown by the owner's messages already.
+    """
+    new_bytes = 0
+    for digest, uses in Counter(digest for message in messages for digest in message.digests).items():
+        known = _USES.one(connection, {"owner_id": owner_id, "digest": digest})
+        if known is not None:
+            _SET_USES.run(connection, {"of": owner_id, "image": digest, "count": known.uses + uses})
+            continue
+        size = _SIZE.one(connection, {"digest": digest}) if digest in sent else None
+        if size is None:
+            raise ImageNotFound(digest)
+        _ADD_USES.run(connection, {"owner_id": owner_id, "digest": digest, "uses": uses})
+        new_bytes += size.size_bytes
+    return new_bytes
+
+
+def hide_images(connection: Connection, owner_id: str, uses: Counter[str]) -> tuple[int, int, int]:
+    """Take back `uses` of images whose messages are gone; remove those that nobody shows any more.
+
+    Gives the bytes that the owner no longer has, the number of images removed and their bytes.
+    """
+    freed = removed = removed_bytes = 0
+    for digest, fewer in uses.items():
+        known = _USES.one(connection, {"owner_id": owner_id, "digest": digest})
+        size = _SIZE.one(connection, {"digest": digest}).size_bytes
+        if known.uses > fewer:
+            _SET_USES.run(connection, {"of": owner_id, "image": digest, "count": known.uses - fewer})
+            continue
+        _END_USES.run(connection, {"owner_id": owner_id, "digest": digest})
+        freed += size
+        if _ANY_USE.one(connection, {"digest": digest}) is None:
+            _REMOVE_IMAGE.run(connection, {"digest": digest})
+            removed, removed_bytes = removed + 1, removed_bytes + size
+    return freed, removed, removed_bytes
+
+
+def usage(connection: Connection, owner_id: str) -> Usage:
+    """What the owner has and may have."""
+    row = USAGE.one(connection, {"owner_id": owner_id})
+    limits = Limits(row.max_conversations, row.max_messages, row.max_image_bytes)
+    return Usage(row.conversations, row.messages, row.image_bytes, limits)
+
+
+def set_limits(connection: Connection, owner_id: str, limits: Limits) -> None:
+    """Let the owner have so much from now on; what is over it stays."""
+    connection.execute(
+        update(UsageRecord)
+        .where(UsageRecord.owner_id == owner_id)
+        .values({f"max_{name}": getattr(limits, name) for name in COUNTED})
+    )
+
+
+def _refuse(connection: Connection, owner_id: str, free: dict[str, int]) -> None:
+    now = usage(connection, owner_id)
+    for name in COUNTED:
+        limit = getattr(now.limits, name)
+        if limit is not None and free[name] > 0 and getattr(now, name) + free[name] > limit:
+            raise QuotaExceeded(name, limit)
