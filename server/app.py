@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from fastapi import FastAPI, Request, WebSocket
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 from starlette.websockets import WebSocketState
 
 from idefics_chat.server.auth import check_host, check_origin, identify, presented_key
@@ -81,6 +82,12 @@ def create_app(state: ServerState) -> FastAPI:
     @app.exception_handler(ApiError)
     async def refuse(_: Request, error: ApiError) -> JSONResponse:
         return _refusal(error, error.status)
+
+    @app.exception_handler(HTTPException)
+    async def refuse_by_status(request: Request, error: HTTPException) -> JSONResponse:
+        """What the framework refuses by itself: unknown paths and methods."""
+        message = f"{request.method} {request.url.path} is not here: {error.detail}."
+        return _refusal(ApiError("unknown_url", message), error.status_code)
 
     return app
 

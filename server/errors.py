@@ -26,6 +26,7 @@ CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
         "invalid_value": (400, INVALID),
         "missing_required_parameter": (400, INVALID),
         "unknown_event": (400, INVALID),
+        "unknown_url": (404, INVALID),
         "unsupported_value": (400, INVALID),
         "empty_input": (400, INVALID),
         "invalid_base64_image": (400, INVALID),
@@ -87,6 +88,6 @@ def as_api_error(error: Exception) -> ApiError:
     """What to tell a client of any exception."""
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, ConversationError | InferenceError | StorageError):
+    if isinstance(error, ConversationError | InferenceError | StorageError) and error.code in CODES:
         return ApiError(error.code, str(error), getattr(error, "param", None))
     return ApiError("server_error", "The server failed on this request; try again, and tell the operator if it recurs.")

@@ -27,6 +27,7 @@ from idefics_chat.server.auth import is_loopback
 from idefics_chat.server.chat import ChatService
 from idefics_chat.server.settings import SHIPPED_MODEL, Settings
 from idefics_chat.server.turn_preparation import TurnPreparation
+from idefics_chat.storage.errors import StorageError
 from idefics_chat.storage.store import Store
 
 PING_INTERVAL_S = 20.0
@@ -60,7 +61,7 @@ async def serve(settings: Settings, reporter: Reporter) -> None:
     listener = _listen(settings.host, settings.port)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(listener.close)
-        store = await Store.open(settings.database)
+        store = await _open_store(settings.database)
         stack.push_async_callback(store.close)
         state = ServerState(settings)
         server = _Server(_uvicorn_config(settings, state), state)
@@ -79,6 +80,13 @@ async def serve(settings: Settings, reporter: Reporter) -> None:
                     await asyncio.wait([serving])
                 finally:
                     server.should_exit = True
+
+
+async def _open_store(database: str) -> Store:
+    try:
+        return await Store.open(database)
+    except StorageError as error:
+        raise StartError(f"{error} (--database {database})") from error
 
 
 def check_exposure(settings: Settings) -> None:
