@@ -5,9 +5,11 @@ Nothing here has a network: all checkpoints are made on the spot from random wei
 
 import asyncio
 import hashlib
+import importlib.util
 import io
 import json
 import os
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from idefics_chat.conversation.messages import ImagePart, Message, TextPart
 from idefics_chat.conversation.prompt import BOS, ControlRun, ImageRun, Prompt, TextRun, TokenRun
 from idefics_chat.default_model import checkpoint_path
 from idefics_chat.inference.engine import EngineLimits, LocalEngine, create_engine
+from idefics_chat.inference.families import family_of
 from idefics_chat.inference.loader import LoadedModel, load_model
 from idefics_chat.inference.requests import GenerationRequest, GenerationResult, TextDelta
 from idefics_chat.inference.scheduler import SchedulerLimits
@@ -326,3 +329,32 @@ def _one_thread() -> Iterator[None]:
     """Two tests that time nothing should not fight for cores either."""
     torch.set_num_threads(1)
     return
+
+
+def _load_kit() -> Any:
+    """The module beside this one; it is no package, so that it cannot be imported by name."""
+    spec = importlib.util.spec_from_file_location("idefics_chat_inference_kit", Path(__file__).with_name("kit.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+kit_module = _load_kit()
+
+
+def _idefics_kit(loaded: LoadedModel) -> Any:
+    family = family_of(loaded)
+    spreads = {"a" * 64: 20, "b" * 64: 60, "c" * 64: 120}
+    pictures = {name: Image.effect_noise((40, 40), spread).convert("RGB") for name, spread in spreads.items()}
+    with torch.inference_mode():
+        images = {digest: family.prepare(picture) for digest, picture in pictures.items()}
+    return kit_module.Kit(loaded, family, images, kit_module.idefics_reference)
+
+
+@pytest.fixture(scope="session", params=["random_model", "plain_model"])
+def kit(request: pytest.FixtureRequest) -> Any:
+    """Each family's small model in turn, with what its tests need."""
+    return _idefics_kit(request.getfixturevalue(request.param))

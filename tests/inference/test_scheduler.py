@@ -1,0 +1,224 @@
+"""The scheduler against a cold stock `generate`: whatever joins, leaves or is dropped, the tokens are the same."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from idefics_chat.inference.kv_slots import Chunk, DecodeStep, attention_mask, position_ids
+from idefics_chat.inference.scheduler import Scheduler, SchedulerLimits
+
+CONTEXT = 200
+DIGESTS = ["a" * 64, "b" * 64, "c" * 64]
+
+words = st.lists(st.integers(0, 10**6), min_size=1, max_size=6)
+parts = st.lists(words | st.sampled_from(DIGESTS), min_size=1, max_size=3)
+
+
+class Conversations(RuleBasedStateMachine):
+    """Random conversations on one scheduler. `kit` is set by the test."""
+
+    kit: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conversations: list[list[Any]] = []
+        self.running: list[tuple[Any, list[Any], int, float, int]] = []
+
+    @initialize(
+        rows=st.integers(1, 4),
+        prefill=st.sampled_from([1, 5, 64]),
+        parked_tokens=st.sampled_from([0, 60, 2000]),
+        host_tokens=st.sampled_from([0, 80, 2000]),
+        feature_bytes=st.sampled_from([0, 20_000, 10**9]),
+    )
+    def start(self, rows: int, prefill: int, parked_tokens: int, host_tokens: int, feature_bytes: int) -> None:
+        token_bytes = self.kit.family.cache_shape.token_bytes
+        limits = SchedulerLimits(
+            max_running=rows,
+            kv_bytes=(CONTEXT + parked_tokens) * token_bytes,
+            host_bytes=host_tokens * token_bytes,
+            feature_bytes=feature_bytes,
+            prefill_tokens=prefill,
+        )
+        self.scheduler = Scheduler(self.kit.family, limits, CONTEXT)
+
+    def tokens(self, pieces: list[Any]) -> list[Any]:
+        return [
+            token
+            for piece in pieces
+            for token in (self.kit.image(piece) if isinstance(piece, str) else self.kit.text(piece))
+        ]
+
+    @rule(pieces=parts)
+    def begin(self, pieces: list[Any]) -> None:
+        if len(self.conversations) < 4:
+            self.conversations.append(self.tokens(pieces))
+
+    @rule(which=st.integers(0, 9), pieces=parts, keep=st.floats(0, 1))
+    def edit_or_fork(self, which: int, pieces: list[Any], keep: float) -> None:
+        """A conversation whose end is another one; the beginning may be reused."""
+        if self.conversations:
+            old = self.conversations[which % len(self.conversations)]
+            self.conversations[which % len(self.conversations)] = [*old[: int(keep * len(old))], *self.tokens(pieces)]
+
+    @rule(which=st.integers(0, 9), one=st.sampled_from(DIGESTS), other=st.sampled_from(DIGESTS))
+    def show_another_image(self, which: int, one: str, other: str) -> None:
+        """The same conversation about another image: all ids may be the same."""
+        if self.conversations and len(self.kit.image(one)) == len(self.kit.image(other)):
+            old = self.conversations[which % len(self.conversations)]
+            changed = [(index, other if digest == one else digest) for index, digest in old]
+            self.conversations[which % len(self.conversations)] = changed
+
+    @rule(
+        which=st.integers(0, 9),
+        count=st.integers(0, 6),
+        penalty=st.sampled_from([1.0, 1.0, 1.5]),
+        grouped=st.sampled_from(["one", "one", "two", None]),
+    )
+    def ask(self, which: int, count: int, penalty: float, grouped: str | None) -> None:
+        if not self.conversations:
+            return
+        index = which % len(self.conversations)
+        tokens = self.conversations[index]
+        if tokens and len(tokens) + count < CONTEXT and len(self.running) < 8:
+            job = self.kit.job(tokens, count, grouped, repetition_penalty=penalty)
+            self.running.append((job, tokens, count, penalty, index))
+            self.scheduler.submit(job)
+
+    @rule(steps=st.integers(1, 6))
+    def step(self, steps: int) -> None:
+        for _ in range(steps):
+            self.scheduler.step()
+            self.scheduler.check()
+        self.settle()
+
+    @rule(which=st.integers(0, 9))
+    def cancel(self, which: int) -> None:
+        if self.running:
+            job = self.running[which % len(self.running)][0]
+            job.sink.is_cancelled = True
+            self.scheduler.step()
+            assert len(job.sink.results) == 1, "a cancelled request was not ended within one step"
+            self.settle()
+
+    def settle(self) -> None:
+        """Look at those that ended: their tokens, and that they ended once. Answers go on as conversations."""
+        for entry in list(self.running):
+            job, tokens, count, penalty, index = entry
+            assert not job.sink.errors
+            assert len(job.sink.results) <= 1
+            if not job.sink.results:
+                continue
+            self.running.remove(entry)
+            result = job.sink.results[0]
+            expected = self.kit.reference(tokens, count, penalty) if count else []
+            if result.finish_reason == "cancelled":
+                expected = expected[: len(result.token_ids)]
+            assert list(result.token_ids) == expected
+            assert job.sink.items[-1] is result
+            assert result.usage.cached_tokens < len(tokens)
+            if index < len(self.conversations) and self.conversations[index] == tokens:
+                grown = [*tokens, *((token, None) for token in result.token_ids)]
+                self.conversations[index] = grown if len(grown) < CONTEXT - 20 else grown[:30]
+
+    @invariant()
+    def books_balance(self) -> None:
+        if hasattr(self, "scheduler"):
+            self.scheduler.check()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        for _ in range(500):
+            if self.scheduler.is_idle:
+                break
+            self.scheduler.step()
+        self.settle()
+        assert not self.running, "a request was never ended"
+
+
+def explore(kit: Any, examples: int = 40) -> None:
+    """Run the machine on a kit; raises what its checks raise."""
+
+    class Machine(Conversations):
+        pass
+
+    Machine.kit = kit
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=25,
+            deadline=None,
+            database=None,
+            report_multiple_bugs=False,
+            phases=(Phase.generate,),
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_every_answer_is_that_of_a_cold_generate(kit: Any) -> None:
+    explore(kit)
+
+
+def test_every_answer_is_that_of_a_cold_generate_under_eager_attention(kit: Any, eager: None) -> None:
+    explore(kit, 10)
+
+
+@pytest.fixture
+def eager(kit: Any) -> Iterator[None]:
+    """The model under eager attention, which adds its mask."""
+    model = kit.loaded.model
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    yield
+    model.set_attn_implementation(before)
+
+
+# The tests of the test: each of these mistakes is easy to make and must be caught.
+
+
+def test_a_prefix_compared_by_ids_alone_is_caught(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("idefics_chat.inference.job.token_keys", lambda ids, images: list(ids))
+    with pytest.raises(AssertionError):
+        explore(kit, 400)
+
+
+def test_the_features_of_the_wrong_image_are_caught(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {DIGESTS[0]: DIGESTS[1], DIGESTS[1]: DIGESTS[0]}
+    right = Scheduler._encode_one
+
+    def swapped(scheduler: Scheduler, job: Any, digests: set[str]) -> bool:
+        job.images = {digest: kit.images[wrong.get(digest, digest)] for digest in job.images}
+        while right(scheduler, job, digests):
+            pass
+        return False
+
+    monkeypatch.setattr(Scheduler, "_encode_one", swapped)
+    with pytest.raises(AssertionError):
+        explore(kit, 400)
+
+
+def test_a_boolean_mask_under_eager_attention_is_caught(kit: Any, eager: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def boolean(step: Any, shape: Any, implementation: str, device: Any) -> Any:
+        return attention_mask(step, shape, "sdpa", device)
+
+    monkeypatch.setattr(f"{type(kit.family).__module__}.attention_mask", boolean)
+    with pytest.raises(AssertionError):
+        explore(kit, 400)
+
+
+@pytest.mark.parametrize("kind", [Chunk, DecodeStep])
+def test_a_position_that_is_off_by_one_is_caught(kit: Any, monkeypatch: pytest.MonkeyPatch, kind: type) -> None:
+    def shifted(step: Any, device: Any) -> Any:
+        right = position_ids(step, device)
+        return right + (isinstance(step, kind) and int(right[0, 0]) > 0)
+
+    monkeypatch.setattr(f"{type(kit.family).__module__}.position_ids", shifted)
+    with pytest.raises(AssertionError):
+        explore(kit, 400)
