@@ -17,7 +17,7 @@ from idefics_chat.storage.values import Limits, Usage
 COUNTED = ("conversations", "messages", "image_bytes")
 
 USAGE = Prepared(select(UsageRecord.__table__).where(UsageRecord.owner_id == bindparam("owner_id")))
-_USES = Prepared(
+USES = Prepared(
     select(OwnerImageRecord.uses).where(
         OwnerImageRecord.owner_id == bindparam("owner_id"), OwnerImageRecord.digest == bindparam("digest")
     )
@@ -34,7 +34,7 @@ _END_USES = Prepared(
         OwnerImageRecord.owner_id == bindparam("owner_id"), OwnerImageRecord.digest == bindparam("digest")
     )
 )
-_ANY_USE = Prepared(select(OwnerImageRecord.uses).where(OwnerImageRecord.digest == bindparam("digest")).limit(1))
+ANY_USE = Prepared(select(OwnerImageRecord.uses).where(OwnerImageRecord.digest == bindparam("digest")).limit(1))
 _REMOVE_IMAGE = Prepared(delete(ImageRecord).where(ImageRecord.digest == bindparam("digest")))
 _COUNT = Prepared(
     update(UsageRecord)
@@ -86,7 +86,7 @@ def show_images(connection: Connection, owner_id: str, messages: Iterable[Messag
     """
     new_bytes = 0
     for digest, uses in Counter(digest for message in messages for digest in message.digests).items():
-        known = _USES.one(connection, {"owner_id": owner_id, "digest": digest})
+        known = USES.one(connection, {"owner_id": owner_id, "digest": digest})
         if known is not None:
             _SET_USES.run(connection, {"of": owner_id, "image": digest, "count": known.uses + uses})
             continue
@@ -105,14 +105,14 @@ def hide_images(connection: Connection, owner_id: str, uses: Counter[str]) -> tu
     """
     freed = removed = removed_bytes = 0
     for digest, fewer in uses.items():
-        known = _USES.one(connection, {"owner_id": owner_id, "digest": digest})
+        known = USES.one(connection, {"owner_id": owner_id, "digest": digest})
         size = _SIZE.one(connection, {"digest": digest}).size_bytes
         if known.uses > fewer:
             _SET_USES.run(connection, {"of": owner_id, "image": digest, "count": known.uses - fewer})
             continue
         _END_USES.run(connection, {"owner_id": owner_id, "digest": digest})
         freed += size
-        if _ANY_USE.one(connection, {"digest": digest}) is None:
+        if ANY_USE.one(connection, {"digest": digest}) is None:
             _REMOVE_IMAGE.run(connection, {"digest": digest})
             removed, removed_bytes = removed + 1, removed_bytes + size
     return freed, removed, removed_bytes

@@ -6,7 +6,7 @@ import sqlite3
 import pytest
 from sqlalchemy.dialects import sqlite
 
-from idefics_chat.storage import accounts, reads, tree, turns
+from idefics_chat.storage import accounts, lifecycle, listing, quotas, reads, search, tree, turns
 
 pytestmark = pytest.mark.anyio
 
@@ -23,6 +23,20 @@ STATEMENTS = {
     "owner by key": accounts.OWNER_BY_KEY,
     "owner by name": accounts.OWNER_BY_NAME,
     "jumps": tree.JUMPS.statement,
+    "conversations": listing.CONVERSATIONS["desc", False],
+    "conversations after one": listing.CONVERSATIONS["desc", True],
+    "oldest conversations after one": listing.CONVERSATIONS["asc", True],
+    "a conversation's place in the list": listing.MARK,
+    "tip": listing.TIP,
+    "an item's place": listing.PLACE,
+    "ancestor": listing.ANCESTOR,
+    "items": listing.UPWARDS,
+    "tree": listing.TREE,
+    "to purge": lifecycle.TO_PURGE,
+    "old logs": lifecycle.OLD_LOGS,
+    "usage": quotas.USAGE.statement,
+    "uses of an image": quotas.USES.statement,
+    "any use of an image": quotas.ANY_USE.statement,
     "response by idempotency key": turns.BY_KEY.statement,
     "running response": turns.RUNNING.statement,
     "response to continue": turns.TO_CONTINUE.statement,
@@ -30,7 +44,8 @@ STATEMENTS = {
 
 
 def plan(database, statement) -> list[str]:
-    sql = str(statement.compile(dialect=sqlite.dialect(paramstyle="named")))
+    named = sqlite.dialect(paramstyle="named")
+    sql = statement if isinstance(statement, str) else str(statement.compile(dialect=named))
     names = set(re.findall(r":(\w+)", sql))
     connection = sqlite3.connect(database)
     found = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", dict.fromkeys(names, 1))]
@@ -41,10 +56,25 @@ def plan(database, statement) -> list[str]:
 @pytest.mark.parametrize("name", STATEMENTS)
 async def test_every_statement_searches_by_an_index(store, database, name):
     scanned = [step for step in plan(database, STATEMENTS[name]) if step.startswith("SCAN")]
-    allowed = {"SCAN chain", "SCAN CONSTANT ROW"}  # the chain is the path itself
+    # The chain is the path itself, the climb the jumps made, the last one a page's ids.
+    allowed = {"SCAN chain", "SCAN climb", "SCAN CONSTANT ROW", "SCAN anon_1"}
     if name == "running responses":
         allowed.add("SCAN responses USING INDEX uq_responses_running")  # an index of the running ones alone
     assert set(scanned) <= allowed
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("order", ["asc", "desc"])
+async def test_conversations_are_read_in_the_order_of_their_index(store, database, order, after):
+    (step,) = plan(database, listing.CONVERSATIONS[order, after])
+    assert "ix_conversations_owner_id_state_updated_at_id" in step
+    assert ("(updated_at,id)" in step) == after  # it begins at the mark, and nothing is sorted
+
+
+async def test_a_search_reads_the_matches_alone(store, database):
+    steps = plan(database, search.SEARCH)
+    (scanned,) = (step for step in steps if step.startswith("SCAN"))
+    assert re.fullmatch(r"SCAN message_search VIRTUAL TABLE INDEX \d+:M\d", scanned)  # M: by what matches
 
 
 async def test_a_path_is_one_look_up_by_primary_key_a_message(store, database):
