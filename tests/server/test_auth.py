@@ -1,0 +1,82 @@
+"""Who is asking, and from where."""
+
+from pathlib import Path
+
+import pytest
+
+from idefics_chat.server.auth import (
+    KEY_PREFIX,
+    check_host,
+    check_origin,
+    identify,
+    is_loopback,
+    key_hash,
+    make_key,
+    presented_key,
+)
+from idefics_chat.server.errors import ApiError
+from idefics_chat.storage.store import Store
+
+
+def test_keys_differ_and_only_their_hash_is_for_keeping() -> None:
+    keys = {make_key() for _ in range(100)}
+    assert len(keys) == 100
+    assert all(key.startswith(KEY_PREFIX) and len(key) > 40 for key in keys)
+    assert not any(key in key_hash(key) for key in keys)
+
+
+def test_a_key_comes_in_the_header_or_for_browsers_in_the_subprotocols() -> None:
+    assert presented_key({"authorization": "Bearer abc"}) == "abc"
+    assert presented_key({"authorization": "bearer abc "}) == "abc"
+    assert presented_key({}, ["realtime", "openai-insecure-api-key.xyz"]) == "xyz"
+    assert presented_key({"authorization": "Basic abc"}) is None
+    assert presented_key({"authorization": "Bearer "}, ["realtime"]) is None
+
+
+@pytest.mark.anyio
+async def test_a_key_is_its_owner_s_and_none_is_the_local_owner_s_where_none_is_needed(tmp_path: Path) -> None:
+    store = await Store.open(str(tmp_path / "chat.db"))
+    try:
+        key = make_key()
+        ann = await store.owner("ann")
+        await store.add_key(ann.id, key_hash(key), "ann")
+        assert await identify(store, key, require_key=True) == ann
+        assert (await identify(store, None, require_key=False)).name == "local"
+        assert (await identify(store, "sk-something-else", require_key=False)).name == "local"
+        for wrong, needed in ((make_key(), False), (make_key(), True), (None, True), ("sk-x", True)):
+            with pytest.raises(ApiError) as error:
+                await identify(store, wrong, require_key=needed)
+            assert error.value.code == "invalid_api_key"
+    finally:
+        await store.close()
+
+
+def test_pages_may_come_from_here_and_from_where_the_operator_allows() -> None:
+    check_origin({"host": "localhost:8000"}, ())
+    check_origin({"host": "localhost:8000", "origin": "http://localhost:8000"}, ())
+    check_origin({"host": "localhost:8000", "origin": "https://shop.example"}, ("https://shop.example",))
+    for origin in ("https://evil.example", "http://localhost:9000", "null"):
+        with pytest.raises(ApiError) as error:
+            check_origin({"host": "localhost:8000", "origin": origin}, ("https://shop.example",))
+        assert error.value.status == 403
+
+
+@pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1", "127.8.9.1:80", "[::1]:8000", "app.localhost"])
+def test_on_loopback_names_of_this_machine_are_answered(host: str) -> None:
+    check_host({"host": host}, "127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "10.0.0.1:8000", "localhost.evil.example", "", "127.0.0.1.evil.example"]
+)
+def test_on_loopback_other_names_are_refused(host: str) -> None:
+    with pytest.raises(ApiError):
+        check_host({"host": host}, "127.0.0.1")
+    check_host({"host": host}, "0.0.0.0")
+
+
+def test_loopback_is_a_matter_of_addresses() -> None:
+    assert is_loopback("127.0.0.2")
+    assert is_loopback("::1")
+    assert not is_loopback("0.0.0.0")
+    assert not is_loopback("128.0.0.1")

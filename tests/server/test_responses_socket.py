@@ -1,0 +1,166 @@
+"""One connection, without a socket: what is received is a list, what is sent is another."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from idefics_chat.server.responses_socket import ClientGone, ResponsesSocket, SocketLimits, on_lane
+from tests.server.world import World
+
+pytestmark = pytest.mark.anyio
+
+LIMITS = SocketLimits(max_frame_bytes=10_000, max_pending_frames=2, max_pending_bytes=100)
+
+
+@dataclass
+class Line:
+    """A client at the other end of the line."""
+
+    arriving: asyncio.Queue[str | bytes | None] = field(default_factory=asyncio.Queue)
+    sent: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
+    gone: bool = False
+
+    def say(self, kind: str, **fields: Any) -> None:
+        self.arriving.put_nowait(json.dumps({"type": kind, **fields}))
+
+    async def send(self, text: str) -> None:
+        if self.gone:
+            raise ClientGone
+        self.sent.put_nowait(json.loads(text))
+
+    async def until(self, *kinds: str) -> dict[str, Any]:
+        while (frame := await self.sent.get())["type"] not in kinds:
+            pass
+        return frame
+
+
+@asynccontextmanager
+async def connected(world: World) -> AsyncIterator[Line]:
+    line = Line()
+    socket = ResponsesSocket(world.chat, world.owner_id, line.arriving.get, line.send, LIMITS)
+    serving = asyncio.create_task(socket.serve())
+    try:
+        yield line
+    finally:
+        line.arriving.put_nowait(None)
+        async with asyncio.timeout(5):
+            await serving
+
+
+async def test_turns_without_a_lane_run_one_after_another(world: World) -> None:
+    async with connected(world) as line:
+        line.say("response.create", input="first")
+        line.say("response.create", input="second")
+        first = await world.engine.turn(0)
+        await asyncio.sleep(0.05)
+        assert len(world.engine.asked) == 1
+        first.end()
+        await line.until("response.completed")
+        (await world.engine.turn(1)).end()
+        await line.until("response.completed")
+
+
+async def test_lanes_run_beside_each_other_and_each_event_names_its_lane(world: World) -> None:
+    async with connected(world) as line:
+        for lane in ("a", "b"):
+            line.say("response.create", input=lane, stream_id=lane)
+        for number in (1, 0):
+            (await world.engine.turn(number)).end()
+        ended = [(await line.until("response.completed"))["stream_id"] for _ in range(2)]
+        assert sorted(ended) == ["a", "b"]
+
+
+async def test_a_cancel_does_not_wait_for_the_turn_it_ends(world: World) -> None:
+    async with connected(world) as line:
+        line.say("response.create", input="Hi")
+        created = await line.until("response.created")
+        (await world.engine.turn(0)).say("Hel")
+        line.say("response.cancel", response_id=created["response"]["id"])
+        assert (await line.until("response.incomplete"))["response"]["status"] == "cancelled"
+
+
+async def test_a_client_that_goes_away_leaves_its_turn_running(world: World) -> None:
+    async with connected(world) as line:
+        line.say("response.create", input="Hi")
+        created = await line.until("response.created")
+    generation = await world.engine.turn(0)
+    assert world.chat.running == 1
+    generation.say("Hello")
+    generation.end()
+    events = [e async for e in await world.chat.follow(world.owner_id, created["response"]["id"])]
+    assert events[-1].type == "response.completed"
+
+
+async def test_a_client_whose_line_breaks_while_it_is_sent_to_leaves_its_turn_running(world: World) -> None:
+    async with connected(world) as line:
+        line.say("response.create", input="Hi")
+        await line.until("response.created")
+        line.gone = True
+        generation = await world.engine.turn(0)
+        generation.say("Hello")
+        generation.end()
+        await asyncio.sleep(0.05)
+    assert world.chat.running == 0
+
+
+async def test_binary_frames_belong_to_the_next_create(world: World, png: bytes) -> None:
+    picture = [{"role": "user", "content": [{"type": "input_image", "image_url": "frame:0"}]}]
+    async with connected(world) as line:
+        line.arriving.put_nowait(png)
+        line.say("response.create", input=picture)
+        (await world.engine.turn(0)).end()
+        assert (await line.until("response.completed", "error"))["type"] == "response.completed"
+        line.say("response.create", input=picture)
+        assert (await line.until("error"))["code"] == "invalid_image_url"
+
+
+async def test_binary_frames_that_nobody_names_are_bounded(world: World) -> None:
+    async with connected(world) as line:
+        for _ in range(3):
+            line.arriving.put_nowait(b"x")
+        assert (await line.until("error"))["code"] == "invalid_value"
+        line.arriving.put_nowait(b"x" * 101)
+        assert (await line.until("error"))["code"] == "invalid_value"
+
+
+async def test_lanes_and_waiting_turns_are_bounded(world: World) -> None:
+    async with connected(world) as line:
+        for number in range(33):
+            line.say("response.create", input="Hi", stream_id=str(number))
+        assert (await line.until("error"))["code"] == "rate_limit_exceeded"
+        for _ in range(18):
+            line.say("response.create", input="Hi", stream_id="0")
+        assert (await line.until("error"))["code"] == "rate_limit_exceeded"
+        for number in range(32):
+            (await world.engine.turn(number)).end()
+
+
+async def test_an_error_names_the_lane_of_its_frame(world: World) -> None:
+    async with connected(world) as line:
+        line.say("response.create", input="", stream_id="x")
+        assert (await line.until("error"))["stream_id"] == "x"
+        line.say("response.create", input="", stream_id=7)
+        assert "stream_id" not in await line.until("error")
+
+
+async def test_an_answer_is_read_on_from_a_number_on_another_lane(world: World) -> None:
+    async with connected(world) as line:
+        line.say("response.create", input="Hi")
+        created = await line.until("response.created")
+        generation = await world.engine.turn(0)
+        generation.say("Hello")
+        generation.end()
+        await line.until("response.completed")
+        line.say("response.resume", response_id=created["response"]["id"], starting_after=1, stream_id="again")
+        frame = await line.sent.get()
+        assert (frame["sequence_number"], frame["stream_id"]) == (2, "again")
+
+
+def test_a_lane_is_added_to_an_event_as_json() -> None:
+    assert json.loads(on_lane('{"a":1}', 'x"y')) == {"a": 1, "stream_id": 'x"y'}
+    assert on_lane('{"a":1}', None) == '{"a":1}'
