@@ -16,6 +16,13 @@ DIGESTS = ["a" * 64, "b" * 64, "c" * 64]
 
 words = st.lists(st.integers(0, 10**6), min_size=1, max_size=6)
 parts = st.lists(words | st.sampled_from(DIGESTS), min_size=1, max_size=3)
+questions = st.tuples(
+    st.integers(0, 9),
+    st.lists(words | st.sampled_from(DIGESTS), max_size=2),
+    st.integers(0, 6),
+    st.sampled_from([1.0, 1.0, 1.5]),
+    st.sampled_from(["one", "one", "two", None]),
+)
 
 
 class Conversations(RuleBasedStateMachine):
@@ -34,8 +41,11 @@ class Conversations(RuleBasedStateMachine):
         parked_tokens=st.sampled_from([0, 60, 2000]),
         host_tokens=st.sampled_from([0, 80, 2000]),
         feature_bytes=st.sampled_from([0, 20_000, 10**9]),
+        openings=st.lists(parts, min_size=2, max_size=4),
     )
-    def start(self, rows: int, prefill: int, parked_tokens: int, host_tokens: int, feature_bytes: int) -> None:
+    def start(
+        self, rows: int, prefill: int, parked_tokens: int, host_tokens: int, feature_bytes: int, openings: list[Any]
+    ) -> None:
         token_bytes = self.kit.family.cache_shape.token_bytes
         limits = SchedulerLimits(
             max_running=rows,
@@ -45,6 +55,7 @@ class Conversations(RuleBasedStateMachine):
             prefill_tokens=prefill,
         )
         self.scheduler = Scheduler(self.kit.family, limits, CONTEXT)
+        self.conversations = [self.tokens(pieces) for pieces in openings]
 
     def tokens(self, pieces: list[Any]) -> list[Any]:
         return [
@@ -53,41 +64,32 @@ class Conversations(RuleBasedStateMachine):
             for token in (self.kit.image(piece) if isinstance(piece, str) else self.kit.text(piece))
         ]
 
-    @rule(pieces=parts)
-    def begin(self, pieces: list[Any]) -> None:
-        if len(self.conversations) < 4:
-            self.conversations.append(self.tokens(pieces))
-
     @rule(which=st.integers(0, 9), pieces=parts, keep=st.floats(0, 1))
     def edit_or_fork(self, which: int, pieces: list[Any], keep: float) -> None:
         """A conversation whose end is another one; the beginning may be reused."""
-        if self.conversations:
-            old = self.conversations[which % len(self.conversations)]
-            self.conversations[which % len(self.conversations)] = [*old[: int(keep * len(old))], *self.tokens(pieces)]
+        old = self.conversations[which % len(self.conversations)]
+        self.conversations[which % len(self.conversations)] = [*old[: int(keep * len(old))], *self.tokens(pieces)]
 
     @rule(which=st.integers(0, 9), one=st.sampled_from(DIGESTS), other=st.sampled_from(DIGESTS))
     def show_another_image(self, which: int, one: str, other: str) -> None:
         """The same conversation about another image: all ids may be the same."""
-        if self.conversations and len(self.kit.image(one)) == len(self.kit.image(other)):
+        if len(self.kit.image(one)) == len(self.kit.image(other)):
             old = self.conversations[which % len(self.conversations)]
             changed = [(index, other if digest == one else digest) for index, digest in old]
             self.conversations[which % len(self.conversations)] = changed
 
-    @rule(
-        which=st.integers(0, 9),
-        count=st.integers(0, 6),
-        penalty=st.sampled_from([1.0, 1.0, 1.5]),
-        grouped=st.sampled_from(["one", "one", "two", None]),
-    )
-    def ask(self, which: int, count: int, penalty: float, grouped: str | None) -> None:
-        if not self.conversations:
-            return
-        index = which % len(self.conversations)
-        tokens = self.conversations[index]
-        if tokens and len(tokens) + count < CONTEXT and len(self.running) < 8:
-            job = self.kit.job(tokens, count, grouped, repetition_penalty=penalty)
-            self.running.append((job, tokens, count, penalty, index))
-            self.scheduler.submit(job)
+    @rule(asked=st.lists(questions, min_size=1, max_size=4), steps=st.integers(0, 8))
+    def ask(self, asked: list[tuple[int, list[Any], int, float, str | None]], steps: int) -> None:
+        """Several requests at once, each about a conversation with something new at its end."""
+        for which, pieces, count, penalty, group in asked:
+            index = which % len(self.conversations)
+            tokens = [*self.conversations[index], *self.tokens(pieces)]
+            if len(tokens) + count < CONTEXT and len(self.running) < 8:
+                job = self.kit.job(tokens, count, group, repetition_penalty=penalty)
+                self.conversations[index] = tokens
+                self.running.append((job, tokens, count, penalty, index))
+                self.scheduler.submit(job)
+        self.step(steps)
 
     @rule(steps=st.integers(1, 6))
     def step(self, steps: int) -> None:
