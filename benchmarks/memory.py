@@ -3,11 +3,12 @@
     python benchmarks/memory.py
 
 The models are made on torch's meta device: shapes without weights, so that nothing is downloaded and an 80b costs
-nothing. Quantization packs the language model's linear layers, as the loader does; embeddings, the vision tower and
-the heads stay in bfloat16. The figures are of the weights alone; beside them stands a KV cache of 1,000 tokens.
+nothing. Quantization is what the loader does: it packs every linear layer that can be packed and keeps the rest in
+bfloat16. The figures are of the weights alone; beside them stands a KV cache of 1,000 tokens.
 Shapes are those of the checkpoints' published configurations.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from transformers import (
     IdeficsConfig,
     PreTrainedConfig,
 )
+
+from idefics_chat.inference.precision import quantization_config
 
 GIB = 2**30
 SIGLIP_SO400M: dict[str, Any] = {
@@ -130,40 +133,42 @@ MODELS: dict[str, PreTrainedConfig] = {
 }
 
 
+PACKED_BYTES = {"8bit": 1.0, "4bit": 0.5 + (8 / 64 + 32 / (64 * 256)) / 8}
+"""Bytes a weight: in 4-bit a block of 64 has a scale of 8 bits, and 256 blocks one of 32 (nf4, double quantization)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes of weights at each precision, parameters, and bytes of KV cache in bfloat16 for each 1,000 tokens."""
+    """Parameters, bytes of weights by precision, and bytes of a KV cache of 1,000 tokens in bfloat16."""
 
     parameters: int
-    packed_parameters: int
+    weight_bytes: Mapping[str, float]
     kv_bytes: int
-
-    def bytes_at(self, precision: str) -> float:
-        """`precision` is float32, bfloat16, 8bit or 4bit (a weight and its share of a scale for each 64 weights)."""
-        if precision in ("float32", "bfloat16"):
-            return self.parameters * (4 if precision == "float32" else 2)
-        rest = (self.parameters - self.packed_parameters) * 2
-        return rest + self.packed_parameters * (1.0 if precision == "8bit" else 0.5 + 4 / 64)
 
 
 def need_of(config: PreTrainedConfig) -> Need:
-    """What a model of this configuration needs; no weights are made."""
+    """What a model of this configuration needs, packed as the loader packs it; no weights are made."""
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
-    packed = sum(
-        module.weight.numel()
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and not _stays_whole(name)
-    )
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    weight_bytes = {"float32": 4.0 * parameters, "bfloat16": 2.0 * parameters}
+    for quantization, packed_bytes in PACKED_BYTES.items():
+        packed = _packed_parameters(model, config, quantization)
+        weight_bytes[quantization] = 2 * (parameters - packed) + packed_bytes * packed
     text = config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    kv_bytes = 2 * 2 * text.num_hidden_layers * heads * head_dim * 1000
-    return Need(sum(p.numel() for p in model.parameters()), packed, kv_bytes)
+    return Need(parameters, weight_bytes, 2 * 2 * text.num_hidden_layers * heads * head_dim * 1000)
 
 
-def _stays_whole(name: str) -> bool:
-    return any(part in name for part in ("vision", "connector", "perceiver", "lm_head"))
+def _packed_parameters(model: torch.nn.Module, config: PreTrainedConfig, quantization: str) -> int:
+    plan = quantization_config(quantization, config, torch.bfloat16, torch.device("cpu"))
+    whole = [re.compile(name) for name in plan.llm_int8_skip_modules]
+    return sum(
+        module.weight.numel()
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and not any(pattern.match(name) for pattern in whole)
+    )
 
 
 def table() -> str:
@@ -174,7 +179,7 @@ def table() -> str:
     ]
     for name, config in MODELS.items():
         need = need_of(config)
-        weights = " | ".join(f"{need.bytes_at(p) / GIB:.1f}" for p in ("float32", "bfloat16", "8bit", "4bit"))
+        weights = " | ".join(f"{size / GIB:.1f}" for size in need.weight_bytes.values())
         lines.append(f"| {name} | {need.parameters / 1e9:.2f} B | {weights} | {need.kv_bytes / GIB:.2f} |")
     return "\n".join(lines)
 
