@@ -15,6 +15,8 @@
     search.py      search over the text of messages
     tree.py        where a message stands: depth, and jumps that find any ancestor in few steps
 
+    maintenance.py backup, restore, vacuum, statistics of a file; verify.py proves that one holds together
+
     models.py      the tables; migrations/ makes and changes them, schema.py runs it
     dialect.py     what only SQLite has: pragmas, upserts, what its error codes mean; prepared.py runs small statements
     values.py, errors.py

@@ -8,6 +8,7 @@ import pytest
 
 from idefics_chat.storage.errors import DatabaseUnavailable
 from idefics_chat.storage.store import Store
+from idefics_chat.storage.verify import verify
 
 pytestmark = pytest.mark.anyio
 
@@ -23,11 +24,7 @@ async def limit_pages(store: Store, extra: int) -> None:
 
 
 def sound(database) -> bool:
-    connection = sqlite3.connect(database)
-    checks = connection.execute("PRAGMA integrity_check").fetchall(), connection.execute("PRAGMA foreign_key_check")
-    good = checks[0] == [("ok",)] and checks[1].fetchall() == []
-    connection.close()
-    return good
+    return verify(database).sound
 
 
 def damage_table(database, name: str) -> None:

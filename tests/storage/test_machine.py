@@ -1,6 +1,7 @@
 """The store beside a model of it in memory: whatever is done in whatever order, both tell the same."""
 
 import asyncio
+import hashlib
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from idefics_chat.storage.errors import (
 )
 from idefics_chat.storage.store import Store
 from idefics_chat.storage.values import Event, FinishedResponse, NewResponse, StoredImage
+from idefics_chat.storage.verify import verify
 
 OWNERS = ("ada", "bob")
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -77,7 +79,9 @@ class StoreMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.runner.run(self.store.close())
         self.runner.close()
+        problems = verify(Path(self.folder.name) / "a.db").problems
         self.folder.cleanup()
+        assert problems == ()
 
     def id(self, prefix: str) -> str:
         self.count += 1
@@ -129,7 +133,9 @@ class StoreMachine(RuleBasedStateMachine):
         return new.id
 
     def turn(self, conversation, parent, texts, contents, key, request_hash) -> NewResponse:
-        images = tuple(StoredImage(f"digest {content.hex()}", "image/png", 1, 1, content) for content in contents)
+        images = tuple(
+            StoredImage(hashlib.sha256(content).hexdigest(), "image/png", 1, 1, content) for content in contents
+        )
         messages, follows = [], parent
         for text in texts:
             parts = (TextPart(text), *(ImagePart(image.digest) for image in images))
@@ -212,6 +218,41 @@ class StoreMachine(RuleBasedStateMachine):
             talk.tip = answer.id
         with pytest.raises(ResponseFinished):
             self.runner.run(self.store.append_events(response, self.events(1, len(self.logs[response]))))
+
+    @rule(conversation=conversations)
+    def delete_and_take_back(self, conversation):
+        talk = self.talks[conversation]
+        owner_id = self.owners[talk.owner]
+        if talk.running:
+            with pytest.raises(ConversationBusy):
+                self.runner.run(self.store.delete_conversation(owner_id, conversation))
+            return
+        self.runner.run(self.store.delete_conversation(owner_id, conversation))
+        with pytest.raises(ConversationNotFound):
+            self.runner.run(self.store.conversation(owner_id, conversation))
+        self.runner.run(self.store.restore_conversation(owner_id, conversation))
+
+    @rule(conversation=conversations)
+    def purge_and_make_anew(self, conversation):
+        talk = self.talks[conversation]
+        if talk.running:
+            return
+        purged = self.runner.run(self.store.purge_conversation(self.owners[talk.owner], conversation))
+        assert purged.messages == len(talk.messages)
+        gone = [
+            key
+            for key, (response, _) in self.keys.items()
+            if response in self.turns and self.turns[response][0].conversation_id == conversation
+        ]
+        for key in gone:
+            del self.keys[key]
+        for response in [r for r, (new, _, _) in self.turns.items() if new.conversation_id == conversation]:
+            del self.logs[response], self.turns[response]
+        external = [key for key, (first, _) in self.keys.items() if first == conversation]
+        for key in external:
+            del self.keys[key]
+        self.runner.run(self.store.create_conversation(self.owners[talk.owner], id=conversation))
+        self.talks[conversation] = Talk(talk.owner)
 
     @rule()
     def reopen(self):
