@@ -71,7 +71,7 @@ def question_answer(rng: random.Random, new_scene: NewScene) -> Document:
         document.add(example, f"Question: {asked.text} Answer: {asked.answer}\n")
     scene = new_scene()
     asked = ask(scene, rng)
-    document.add(scene, f"Question: {asked.text} Answer:", Piece(f" {asked.answer}", "base question"))
+    document.add(scene, f"Question: {asked.text} Answer:", Piece(f" {asked.answer}", "base question", asked.region))
     return document
 
 

@@ -11,22 +11,36 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from idefics_chat.default_model.architecture import CONTEXT, IMAGE
-from idefics_chat.default_model.documents import Document
+from idefics_chat.default_model.documents import Document, Piece
+from idefics_chat.default_model.grounding import mentions, words
+
+ASSISTANT = "\nAssistant:"
+
+
+@dataclass(frozen=True)
+class Hint:
+    """What the token before an answer should know: its place, the cells and the image that the question picks."""
+
+    place: int
+    region: tuple[int, ...] | None
+    image: int | None
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One document: `ids`, which answer each token belongs to (-1: none), the answers' kinds, the scenes' rows."""
+    """One document: `ids`, which answer each token belongs to (-1: none), what each means, kinds, the scenes' rows."""
 
     ids: list[int]
     answer: list[int]
+    means: list[int]
     kinds: list[str]
     scenes: list[int]
+    hints: list[Hint]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded: `ids`, `mask`, `answer` are `(batch, tokens)`, `seen` `(batch, tokens, images)`.
+    """Right-padded: `ids`, `mask`, `answer`, `means` are `(batch, tokens)`, `seen` `(batch, tokens, images)`.
 
     `scenes` `(batch, images)` holds rows of the table of latents, -1 where a document has fewer images than others.
     """
@@ -34,9 +48,11 @@ class Batch:
     ids: Tensor
     mask: Tensor
     answer: Tensor
+    means: Tensor
     seen: Tensor
     scenes: Tensor
     kinds: list[list[str]]
+    hints: list[tuple[int, Hint]]
 
 
 class Encoder:
@@ -44,29 +60,41 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        self._known: dict[str, list[int]] = {}
+        self._words = words(tokenizer)
+        self._known: dict[str, tuple[list[int], list[int]]] = {}
 
-    def segment(self, text: str) -> list[int]:
+    def segment(self, text: str) -> tuple[list[int], list[int]]:
+        """The ids of a run of text, and what each token means (`grounding.mentions`)."""
         if text not in self._known:
             if len(self._known) > 300_000:
                 self._known.clear()
-            self._known[text] = self._tokenizer.encode(text, add_special_tokens=False)
+            ids = self._tokenizer.encode(text, add_special_tokens=False)
+            self._known[text] = ids, mentions(ids, self._words)
         return self._known[text]
 
     def document(self, document: Document, rows: list[int]) -> Encoded:
         """`rows` tells where the document's scenes lie in the table of latents."""
         ids: list[int] = []
         answer: list[int] = []
+        means: list[int] = []
         kinds: list[str] = []
-        inside = ""
+        hints: list[Hint] = []
+        asked = [item for item in document.items if isinstance(item, Piece) and item.kind]
+        inside, named = "", 0
         for text, kind in document.segments():
-            piece = self.segment(text)
+            piece, codes = self.segment(text)
+            if text == ASSISTANT:
+                codes, named = [named], 0
+            elif not kind:
+                named = next((code for code in reversed(codes) if code), named)
             if kind and not inside:
+                hints.append(Hint(len(ids) - 1, asked[len(kinds)].region, asked[len(kinds)].image))
                 kinds.append(kind)
             inside = kind
             ids += piece
+            means += codes
             answer += [len(kinds) - 1 if kind else -1] * len(piece)
-        return Encoded(ids[:CONTEXT], answer[:CONTEXT], kinds, rows)
+        return Encoded(ids[:CONTEXT], answer[:CONTEXT], means[:CONTEXT], kinds, rows, hints)
 
 
 def collate(documents: list[Encoded]) -> Batch:
@@ -74,17 +102,19 @@ def collate(documents: list[Encoded]) -> Batch:
     tokens = max(len(d.ids) for d in documents)
     images = max(1, *(len(d.scenes) for d in documents))
     ids = torch.zeros(len(documents), tokens, dtype=torch.long)
-    mask, answer = torch.zeros_like(ids), torch.full_like(ids, -1)
+    mask, answer, means = torch.zeros_like(ids), torch.full_like(ids, -1), torch.zeros_like(ids)
     scenes = torch.full((len(documents), images), -1)
     for row, document in enumerate(documents):
         length = len(document.ids)
         ids[row, :length] = torch.tensor(document.ids)
         answer[row, :length] = torch.tensor(document.answer)
+        means[row, :length] = torch.tensor(document.means)
         mask[row, :length] = 1
         scenes[row, : len(document.scenes)] = torch.tensor(document.scenes, dtype=torch.long)
+    hints = [(row, hint) for row, d in enumerate(documents) for hint in d.hints if hint.place < len(d.ids)]
     number = (ids == IMAGE).cumsum(1) - 1
     seen = (number[:, :, None] == torch.arange(images)).long()
-    return Batch(ids, mask, answer, seen, scenes, [d.kinds for d in documents])
+    return Batch(ids, mask, answer, means, seen, scenes, [d.kinds for d in documents], hints)
 
 
 def bucketed(source: Iterator[Encoded], tokens: int, rng: random.Random, ahead: int = 400) -> Iterator[Batch]:

@@ -36,7 +36,7 @@ def add_turn(document: Document, memory: Memory, question: Question, scenes: lis
         document.add(f"{start} {asked}", *scenes)
     else:
         document.add(f"{start} {asked}")
-    document.add(END, "\nAssistant:", Piece(f" {question.answer}", question.kind))
+    document.add(END, "\nAssistant:", Piece(f" {question.answer}", question.kind, question.region, question.image))
     if question.kind not in ("small talk", "unknown"):
         memory.asked.append(asked)
 
@@ -98,9 +98,9 @@ def _follow(document: Document, memory: Memory, rng: random.Random, about_earlie
     dice = rng.random()
     if dice < 0.05:
         question = chat(rng) if rng.random() < 0.5 else unknown(rng)
-    elif dice < 0.08:
+    elif dice < 0.09:
         question = tell_fact(memory, rng)
-    elif dice < 0.1 or (len(memory.scenes) > 1 and dice < about_earlier):
+    elif dice < 0.12 or (len(memory.scenes) > 1 and dice < about_earlier):
         question = recall(memory, rng)
     question = question or ask(memory.scenes[-1], rng)
     add_turn(document, memory, question, [], rng)

@@ -14,10 +14,15 @@ FAKE, IMAGE, END, BOS, EOS = "<fake_token_around_image>", "<image>", "<end_of_ut
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of text. `kind` is set where it is an answer to be learnt, and names what is asked there."""
+    """A run of text. `kind` is set where it is an answer to be learnt, and names what is asked there.
+
+    `region` and `image` are the question's hints for training (`questions.Question`).
+    """
 
     text: str
     kind: str = ""
+    region: tuple[int, ...] | None = None
+    image: int | None = None
 
 
 @dataclass

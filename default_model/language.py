@@ -28,11 +28,13 @@ from idefics_chat.default_model.base_tasks import FEW, SINGLE, sample_base_task
 from idefics_chat.default_model.batches import Batch, Encoded, Encoder, bucketed
 from idefics_chat.default_model.dialogues import MAX_IMAGES, sample_dialogue
 from idefics_chat.default_model.documents import Document
+from idefics_chat.default_model.grounding import STRIDE, GroundingHead, ThingTable
 from idefics_chat.default_model.scenes import COLORS, MAX_THINGS, SHAPES, Scene
 from idefics_chat.default_model.vision import mirrored, normalized, see
 
 #: Classes held after an image: shape and colour of the things in reading order, then background and count.
 THING_CLASSES = (len(SHAPES) + 1, len(COLORS) + 1)
+GROUP_CLASSES = (MAX_THINGS + 1, 2)
 PICTURE_CLASSES = (len(COLORS), MAX_THINGS + 1)
 #: The decoder layer after which the memory is read: two cross-attentions below it, two layers above to use it.
 MEMORY_LAYER = 3
@@ -53,12 +55,17 @@ def remember_latents(
 
 
 def memory_targets(scenes: list[Scene]) -> Tensor:
-    """`(scenes, 5, 2)`: shape and colour of thing 0..3 (0: none), then background and count."""
-    targets = torch.zeros(len(scenes), MAX_THINGS + 1, 2, dtype=torch.long)
+    """`(scenes, 5, 4)`: of thing 0..3 shape and colour (0: none), how many there are like it (0 if not the first of its
+    name), whether it is the first of its colour; then background, count, 0, 0."""
+    targets = torch.zeros(len(scenes), MAX_THINGS + 1, 4, dtype=torch.long)
     for row, scene in enumerate(scenes):
+        names, colors = [t.name for t in scene.things], [t.color for t in scene.things]
         for place, thing in enumerate(scene.things):
-            targets[row, place] = torch.tensor((1 + SHAPES.index(thing.shape), 1 + COLORS.index(thing.color)))
-        targets[row, MAX_THINGS] = torch.tensor((COLORS.index(scene.background), len(scene.things)))
+            alike = names.count(thing.name) if names.index(thing.name) == place else 0
+            first = int(colors.index(thing.color) == place)
+            shape, color = 1 + SHAPES.index(thing.shape), 1 + COLORS.index(thing.color)
+            targets[row, place] = torch.tensor((shape, color, alike, first))
+        targets[row, MAX_THINGS, :2] = torch.tensor((COLORS.index(scene.background), len(scene.things)))
     return targets
 
 
@@ -69,6 +76,7 @@ class SceneTable:
     scenes: list[Scene]
     latents: Tensor
     targets: Tensor
+    things: ThingTable
 
     @classmethod
     def of(
@@ -79,7 +87,7 @@ class SceneTable:
             print("remembering what the vision part sees", flush=True)
             torch.save(torch.cat([remember_latents(model, pool[1], device, mirror) for mirror in (False, True)]), kept)
         scenes = [*pool[0], *(mirrored(s) for s in pool[0])]
-        return cls(scenes, torch.load(kept, weights_only=True), memory_targets(scenes))
+        return cls(scenes, torch.load(kept, weights_only=True), memory_targets(scenes), ThingTable.of(scenes))
 
 
 class MemoryHeads(nn.Module):
@@ -90,6 +98,47 @@ class MemoryHeads(nn.Module):
         self.thing_head = nn.Linear(width, sum(THING_CLASSES))
         self.picture_head = nn.Linear(width, sum(PICTURE_CLASSES))
         self.order_head = nn.Linear(width, MAX_IMAGES)
+        self.group_head = nn.Linear(width, sum(GROUP_CLASSES))
+        self.grounding = GroundingHead(width)
+        self.region_head = nn.Linear(width, 9)
+        self.image_head = nn.Linear(width, MAX_IMAGES)
+        self.named_head = nn.Linear(width, sum(THING_CLASSES))
+
+    def hint_loss(self, states: Tensor, batch: Batch) -> Tensor:
+        """Before each answer: the cells and the earlier image that the question picks, and the thing it names."""
+        total = states.new_zeros(())
+        picked = [(row, hint) for row, hint in batch.hints if hint.region is not None]
+        if picked:
+            inside = torch.zeros(len(picked), 9)
+            for i, (_, hint) in enumerate(picked):
+                inside[i, list(hint.region or ())] = 1
+            held = states[[row for row, _ in picked], [hint.place for _, hint in picked]]
+            logits = self.region_head(held)
+            total = total + 3 * functional.binary_cross_entropy_with_logits(logits, inside.to(states.device))
+        backward = [(row, hint.place, hint.image) for row, hint in batch.hints if hint.image is not None]
+        if backward:
+            rows, places, images = (list(column) for column in zip(*backward, strict=True))
+            held = states[rows, places]
+            codes = batch.means[rows, places]
+            target = torch.tensor(images, device=states.device)
+            total = total + functional.cross_entropy(self.image_head(held), target)
+            shape, color = self.named_head(held).split(THING_CLASSES, -1)
+            total = total + 0.5 * functional.cross_entropy(shape, (codes % STRIDE).to(states.device))
+            total = total + 0.5 * functional.cross_entropy(color, (codes // STRIDE).to(states.device))
+        return total
+
+    def grounding_loss(self, states: Tensor, batch: Batch, things: ThingTable) -> Tensor:
+        """`states` `(batch, tokens, width)`; over the tokens that name things and see an image."""
+        number = (batch.ids == IMAGE).cumsum(1) - 1
+        about_last = (batch.means > 0) & (number >= 0)
+        for row, hint in batch.hints:
+            if hint.image is not None:
+                about_last[row, hint.place] = False
+        rows, places = about_last.nonzero(as_tuple=True)
+        if not len(rows):
+            return states.new_zeros(())
+        present, counts = things.meant(batch.scenes[rows, number[rows, places]], batch.means[rows, places])
+        return self.grounding.loss(states[rows, places], present, counts)
 
     def loss(self, states: Tensor, batch: Batch, targets: Tensor) -> Tensor:
         """`states` `(batch, tokens, width)`; mean over the tokens that follow an image and precede the next."""
@@ -111,6 +160,10 @@ class MemoryHeads(nn.Module):
                 + functional.cross_entropy(parts[1], target[:, 1])
             )
             total = total + functional.cross_entropy(self.order_head(held), order.to(states.device))
+            if is_thing:
+                alike, first = self.group_head(held).split_with_sizes(GROUP_CLASSES, -1)
+                total = total + functional.cross_entropy(alike, target[:, 2])
+                total = total + functional.cross_entropy(first, target[:, 3])
         return total / (MAX_THINGS + 1)
 
 
@@ -145,8 +198,8 @@ class Course:
             yield self.encoder.document(sample_dialogue(self.rng, new_scene, MAX_IMAGES, max_turns=70, longer=4), rows)
 
     def _sample(self, new_scene: Callable[[], Scene]) -> Document:
-        beginner = self.rng.random() > self.progress / 0.25 - 0.4
-        if self.rng.random() < 0.28:
+        beginner = self.rng.random() > self.progress / 0.14 - 1.25
+        if self.rng.random() < (0.28 if self.progress > 0.12 else 0.06):
             return sample_base_task(self.rng, new_scene, SINGLE if beginner else SINGLE | FEW)
         return sample_dialogue(self.rng, new_scene, 1 if beginner else None)
 
@@ -254,12 +307,15 @@ def train_language(
         last, middle = states_of(model, batch, table, device)
         loss, wrong = answer_loss(model, last, batch, device)
         memory = heads.loss(middle.float(), batch, table.targets) if (batch.ids == IMAGE).any() else loss.new_zeros(())
-        (loss + 0.15 * memory).backward()  # type: ignore[no-untyped-call]
+        grounding = heads.grounding_loss(middle.float(), batch, table.things)
+        hint = heads.hint_loss(middle.float(), batch)
+        (loss + 0.15 * memory + 0.3 * grounding + 0.15 * hint).backward()  # type: ignore[no-untyped-call]
         optimizers.update(steppers, parameters, optimizers.rate_at(course.progress, state.step, peak))
         tally.add(batch, wrong)
         state.step, state.spent = state.step + 1, before + time.monotonic() - began
         if state.step % 100 == 0:
-            losses = f"loss {loss.item():.3f} memory {memory.item():.3f}"
+            parts = {"loss": loss, "memory": memory, "grounding": grounding, "hint": hint}
+            losses = " ".join(f"{name} {value.item():.3f}" for name, value in parts.items())
             print(f"text {state.spent:5.0f}s step {state.step} {losses} {tally.line()}", flush=True)
             tally = Tally()
         if time.monotonic() - saved > 120 or state.spent >= seconds:

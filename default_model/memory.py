@@ -27,21 +27,21 @@ class Memory:
 Recaller = Callable[[Memory, random.Random], Question | None]
 
 
-def _earlier(memory: Memory, rng: random.Random) -> tuple[Scene, str] | None:
-    """An image before the last one, and how to speak of it."""
+def _earlier(memory: Memory, rng: random.Random) -> tuple[int, Scene, str] | None:
+    """An image before the last one: its number, what it shows, and how to speak of it."""
     count = len(memory.scenes)
     if count < 2:
         return None
     index = rng.randrange(count - 1)
     if index == count - 2 and rng.random() < 0.4:
-        return memory.scenes[index], rng.choice(("the previous image", "the previous image", "the image before"))
-    return memory.scenes[index], f"the {ORDINALS[index]} {rng.choice(('image', 'image', 'image', 'picture'))}"
+        return index, memory.scenes[index], rng.choice(("the previous image", "the previous image", "the image before"))
+    return index, memory.scenes[index], f"the {ORDINALS[index]} {rng.choice(('image', 'image', 'image', 'picture'))}"
 
 
 def recall_caption(memory: Memory, rng: random.Random) -> Question | None:
     if (chosen := _earlier(memory, rng)) is None:
         return None
-    scene, image = chosen
+    number, scene, image = chosen
     forms = (
         "What was in {}?",
         "What was in {}?",
@@ -50,53 +50,53 @@ def recall_caption(memory: Memory, rng: random.Random) -> Question | None:
         "Describe {}.",
         "What did {} show?",
     )
-    return Question(rng.choice(forms).format(image), sentence(caption(scene)), "recall caption")
+    return Question(rng.choice(forms).format(image), sentence(caption(scene)), "recall caption", image=number)
 
 
 def recall_color(memory: Memory, rng: random.Random) -> Question | None:
     if (chosen := _earlier(memory, rng)) is None:
         return None
-    scene, image = chosen
+    number, scene, image = chosen
     shape = rng.choice(scene.things).shape
     found = [t.color for t in scene.things if t.shape == shape]
     verb = "were" if len(found) > 1 else "was"
     noun = plural(shape) if len(found) > 1 else shape
-    return Question(f"What color {verb} the {noun} in {image}?", sentence(joined(found)), "recall color")
+    return Question(f"What color {verb} the {noun} in {image}?", sentence(joined(found)), "recall color", image=number)
 
 
 def recall_shape(memory: Memory, rng: random.Random) -> Question | None:
     if (chosen := _earlier(memory, rng)) is None:
         return None
-    scene, image = chosen
+    number, scene, image = chosen
     color = rng.choice(scene.things).color
     found = [article(t.shape) for t in scene.things if t.color == color]
-    return Question(f"What shape was {color} in {image}?", sentence(joined(found)), "recall shape")
+    return Question(f"What shape was {color} in {image}?", sentence(joined(found)), "recall shape", image=number)
 
 
 def recall_background(memory: Memory, rng: random.Random) -> Question | None:
     if (chosen := _earlier(memory, rng)) is None:
         return None
-    scene, image = chosen
+    number, scene, image = chosen
     forms = ("What color was the background in {}?", "What color was the background of {}?")
-    return Question(rng.choice(forms).format(image), sentence(scene.background), "recall background")
+    return Question(rng.choice(forms).format(image), sentence(scene.background), "recall background", image=number)
 
 
 def recall_count(memory: Memory, rng: random.Random) -> Question | None:
     if (chosen := _earlier(memory, rng)) is None:
         return None
-    scene, image = chosen
+    number, scene, image = chosen
     forms = ("How many shapes were in {}?", "How many shapes were there in {}?")
-    return Question(rng.choice(forms).format(image), sentence(NUMBERS[len(scene.things)]), "recall count")
+    return Question(rng.choice(forms).format(image), sentence(NUMBERS[len(scene.things)]), "recall count", image=number)
 
 
 def recall_exists(memory: Memory, rng: random.Random) -> Question | None:
     if (chosen := _earlier(memory, rng)) is None:
         return None
-    scene, image = chosen
+    number, scene, image = chosen
     shape = rng.choice(scene.things).shape if rng.random() < 0.5 else rng.choice(SHAPES)
     answer = "Yes." if any(t.shape == shape for t in scene.things) else "No."
     forms = ("Was there {} in {}?", "Did you see {} in {}?")
-    return Question(rng.choice(forms).format(article(shape), image), answer, "recall yes/no")
+    return Question(rng.choice(forms).format(article(shape), image), answer, "recall yes/no", image=number)
 
 
 def recall_which(memory: Memory, rng: random.Random) -> Question | None:
@@ -123,29 +123,29 @@ def recall_how_many(memory: Memory, rng: random.Random) -> Question | None:
 def compare_counts(memory: Memory, rng: random.Random) -> Question | None:
     if (chosen := _earlier(memory, rng)) is None:
         return None
-    scene, image = chosen
+    number, scene, image = chosen
     word = rng.choice(("more", "fewer"))
     now, then = len(memory.scenes[-1].things), len(scene.things)
     answer = "Yes." if (now > then if word == "more" else now < then) else "No."
-    return Question(f"Are there {word} shapes in this image than in {image}?", answer, "compare images")
+    return Question(f"Are there {word} shapes in this image than in {image}?", answer, "compare images", image=number)
 
 
 def compare_backgrounds(memory: Memory, rng: random.Random) -> Question | None:
     if (chosen := _earlier(memory, rng)) is None:
         return None
-    scene, image = chosen
+    number, scene, image = chosen
     forms = ("Is the background the same as in {}?", "Does this image have the same background as {}?")
     answer = "Yes." if memory.scenes[-1].background == scene.background else "No."
-    return Question(rng.choice(forms).format(image), answer, "compare images")
+    return Question(rng.choice(forms).format(image), answer, "compare images", image=number)
 
 
 def compare_shapes(memory: Memory, rng: random.Random) -> Question | None:
     if (chosen := _earlier(memory, rng)) is None:
         return None
-    scene, image = chosen
+    number, scene, image = chosen
     shape = rng.choice(memory.scenes[-1].things).shape
     answer = "Yes." if any(t.shape == shape for t in scene.things) else "No."
-    return Question(f"Was there also {article(shape)} in {image}?", answer, "compare images")
+    return Question(f"Was there also {article(shape)} in {image}?", answer, "compare images", image=number)
 
 
 def recall_fact(memory: Memory, rng: random.Random) -> Question | None:
@@ -178,7 +178,7 @@ RECALLERS: dict[Recaller, float] = {
     compare_counts: 0.7,
     compare_backgrounds: 0.6,
     compare_shapes: 0.6,
-    recall_fact: 0.7,
+    recall_fact: 1.2,
     recall_asked: 0.25,
 }
 

@@ -8,6 +8,9 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+#: Orthogonal steps bear a higher rate than AdamW's.
+MUON_FACTOR = 1.2
+
 
 def build(named: Iterable[tuple[str, nn.Parameter]], rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the weight matrices (Jordan 2024; AdamW's step size), AdamW for tables, norms, gates and latents."""
@@ -32,7 +35,7 @@ def update(optimizers: list[torch.optim.Optimizer], parameters: list[nn.Paramete
     norm = float(nn.utils.clip_grad_norm_(parameters, 1.0))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * (MUON_FACTOR if isinstance(optimizer, torch.optim.Muon) else 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return norm

@@ -24,11 +24,17 @@ from idefics_chat.default_model.wording import (
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, what is right, and under which kind it is counted."""
+    """What is asked, what is right, and under which kind it is counted.
+
+    Two hints for training: `region`, the cells of the board that the question picks, and `image`, the number of the
+    earlier image that it is about (None: the last one).
+    """
 
     text: str
     answer: str
     kind: str
+    region: tuple[int, ...] | None = None
+    image: int | None = None
 
 
 Asker = Callable[[Scene, random.Random], Question | None]
@@ -182,7 +188,14 @@ def ask_place(scene: Scene, rng: random.Random) -> Question:
     region = rng.choice(filled if rng.random() < 0.75 else list(regions))
     found = [t for t in scene.things if regions[region](t)]
     forms = ("What is {}?", "What is {}?", "Which shape is {}?", "What do you see {}?")
-    return Question(rng.choice(forms).format(region), sentence(listing(found)) if found else "Nothing.", "what is at")
+    answer = sentence(listing(found)) if found else "Nothing."
+    return Question(rng.choice(forms).format(region), answer, "what is at", _cells(regions[region]))
+
+
+def _cells(inside: Callable[[Thing], bool]) -> tuple[int, ...]:
+    """The cells of the board for which `inside` holds."""
+    middles = [(c, Thing("red", "circle", (c % 3 + 0.5) / 3, (c // 3 + 0.5) / 3, 0.1)) for c in range(9)]
+    return tuple(cell for cell, thing in middles if inside(thing))
 
 
 RELATIONS: dict[str, Callable[[Thing, Thing], bool]] = {
@@ -209,9 +222,8 @@ def ask_relation(scene: Scene, rng: random.Random) -> Question | None:
         words, holds = _relation(rng)
         found = [t for t in scene.things if t is not thing and holds(t, thing)]
     forms = ("What is {} {}?", "What is {} {}?", "Which shape is {} {}?", "What do you see {} {}?")
-    return Question(
-        rng.choice(forms).format(words, name), sentence(listing(found)) if found else "Nothing.", "relation"
-    )
+    answer = sentence(listing(found)) if found else "Nothing."
+    return Question(rng.choice(forms).format(words, name), answer, "relation", _cells(lambda cell: holds(cell, thing)))
 
 
 def ask_relation_holds(scene: Scene, rng: random.Random) -> Question | None:
@@ -223,7 +235,8 @@ def ask_relation_holds(scene: Scene, rng: random.Random) -> Question | None:
     words = rng.choice(truth) if truth and rng.random() < 0.5 else rng.choice(tuple(RELATIONS))
     shown = SHORTER.get(words, words) if rng.random() < 0.25 else words
     answer = "Yes." if RELATIONS[words](one, other) else "No."
-    return Question(f"Is {one_name} {shown} {other_name}?", answer, "relation yes/no")
+    region = _cells(lambda cell: RELATIONS[words](cell, other))
+    return Question(f"Is {one_name} {shown} {other_name}?", answer, "relation yes/no", region)
 
 
 def ask_exists(scene: Scene, rng: random.Random) -> Question:
