@@ -87,7 +87,7 @@ def response_object(
         "created_at": int(draft.created_at),
         "completed_at": None if completed_at is None else int(completed_at),
         "status": status,
-        "background": False,
+        "background": bool(request.get("background")),
         "error": error,
         "incomplete_details": incomplete_details(incomplete_reason),
         "instructions": request.get("instructions"),

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from idefics_chat.server.chat import ChatService
+from idefics_chat.server.client_json import parse_json
 from idefics_chat.server.errors import ApiError, as_api_error
 from idefics_chat.server.responses_request import (
     CancelCommand,
@@ -22,7 +23,6 @@ from idefics_chat.server.responses_request import (
     CreateCommand,
     ResumeCommand,
     parse_event,
-    parse_json,
 )
 from idefics_chat.storage.values import Event
 

@@ -50,6 +50,7 @@ class Turn:
     stop: tuple[str, ...] = ()
     truncation: Literal["auto", "disabled"] = "auto"
     generate: bool = True
+    background: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
     idempotency_key: str | None = None
     request_hash: str | None = None
@@ -64,6 +65,7 @@ class Turn:
             "top_p": self.sampling.top_p,
             "truncation": self.truncation,
             "generate": self.generate,
+            "background": self.background,
             "sampling": {name: getattr(self.sampling, name) for name in SamplingParams.__slots__},
             "stop": list(self.stop),
         }

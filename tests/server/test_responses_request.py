@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from idefics_chat.inference.errors import InvalidSampling
+from idefics_chat.server.client_json import parse_json
 from idefics_chat.server.errors import CODES, ApiError
 from idefics_chat.server.responses_request import (
     CancelCommand,
     CreateCommand,
     ResumeCommand,
     parse_event,
-    parse_json,
 )
 from idefics_chat.server.turns import InputImage, InputMessage
 

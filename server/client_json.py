@@ -1,0 +1,80 @@
+"""What clients send as JSON: from text to an object, from an object to a model of it. Pure.
+
+The models are lenient about what they do not know (unknown fields are ignored, as newer clients send them) and strict
+about what they know (no coercion).
+"""
+
+import json
+import re
+from typing import Any, Never, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from idefics_chat.server.errors import ApiError
+
+_UNION_LABELS = {
+    "str",
+    "list[InputItem]",
+    "list[ContentPart]",
+    "ConversationRef",
+    "list[str]",
+    "list[ChatPart]",
+    "ImageUrl",
+}
+"""What pydantic puts into the place of an error to name a union's branch; clients know nothing of it."""
+
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class WireModel(BaseModel):
+    """Base of what a client sends."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+def parse_json(text: str, *, what: str = "frame") -> dict[str, Any]:
+    """The JSON object that a text is; `what` the text is called in complaints.
+
+    Raises:
+        ApiError: `invalid_json` where it is none, `invalid_value` where a string in it is not valid Unicode.
+    """
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise ApiError("invalid_json", f"This {what} is not valid JSON; send one JSON object.") from None
+    if not isinstance(value, dict):
+        raise ApiError("invalid_json", f"This {what} is JSON but not an object; send one JSON object.")
+    if _SURROGATE_ESCAPE.search(text) and not _is_unicode(value):
+        raise ApiError("invalid_value", f"A string in this {what} holds half a surrogate pair; send valid Unicode.")
+    return value
+
+
+def _is_unicode(value: object) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _no_constant(name: str) -> Never:
+    raise ValueError(name)
+
+
+def validate(model: type[M], value: dict[str, Any]) -> M:
+    """The model of a client's value.
+
+    Raises:
+        ApiError: `missing_required_parameter` or `invalid_value`, naming the parameter.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        # Of a union's branches the deepest complaint is about the form that the client meant.
+        first = max(error.errors(include_url=False, include_input=False), key=lambda e: len(e["loc"]))
+        param = ".".join(str(part) for part in first["loc"] if part not in _UNION_LABELS)
+        if first["type"] == "missing":
+            raise ApiError("missing_required_parameter", f"{param} is missing; add it.", param) from None
+        raise ApiError("invalid_value", f"{param}: {first['msg']}.", param) from None
