@@ -57,7 +57,7 @@ class LocalEngine:
         self._info = ModelInfo(model_id, loaded.family, loaded.layout, facts.fingerprint, context)
         self._loaded = loaded
         self._max_waiting = limits.max_waiting
-        self._encoder = PromptEncoder(facts, self._family.image_token)
+        self._encoder = PromptEncoder(facts, self._family.image_token, self._family.shared_boundary)
         self._banned = frozenset(facts.control_ids[token] for token in self._family.banned_tokens)
         self._image_tokens: OrderedDict[str, tuple[int, ...]] = OrderedDict()
         self._scheduler = Scheduler(self._family, limits.scheduler, context)

@@ -51,6 +51,11 @@ class Family(Protocol):
         ...
 
     @property
+    def shared_boundary(self) -> str | None:
+        """A control token at both ends of an image of which neighbouring images share one, if there is such."""
+        ...
+
+    @property
     def banned_tokens(self) -> tuple[str, ...]:
         """Control tokens that are never generated."""
         ...

@@ -31,6 +31,7 @@ class Idefics:
     the model works as before where no step of ours is running."""
 
     image_token = "<image>"
+    shared_boundary: str | None = None
     banned_tokens = ("<image>", "<fake_token_around_image>")
 
     def __init__(self, model: Any, image_processor: Any, image_token_id: int) -> None:

@@ -28,10 +28,15 @@ AutoTokenizer: Any = transformers.AutoTokenizer
 AutoImageProcessor: Any = transformers.AutoImageProcessor
 AutoModel: Any = transformers.AutoModelForImageTextToText
 
-LAYOUTS = {"idefics": "idefics-instruct"}
+LAYOUTS = {
+    "idefics": "idefics-instruct",
+    "idefics2": "idefics2-chat",
+    "idefics3": "idefics3-chat",
+    "smolvlm": "idefics3-chat",
+}
 """The families that can be loaded, by `model_type`, with the prompt layout each speaks."""
 
-NEEDED_TOKENS = {"idefics": ("<image>", "<fake_token_around_image>", "<end_of_utterance>")}
+NEEDED_TOKENS = ("<image>", "<fake_token_around_image>", "<end_of_utterance>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,7 @@ def load_model(
     config = _guarded(source, "configuration", lambda: _load_config(checkpoint))
     family = _known_family(source, config.model_type)
     tokenizer, image_processor = _guarded(source, "processor", lambda: _load_processor(checkpoint))
-    facts = _checked_tokenizer(source, family, tokenizer, config)
+    facts = _checked_tokenizer(source, tokenizer, config)
     precision = choose_dtype(dtype, config, place)
     options: dict[str, Any] = {"dtype": precision, "device_map": device_map(device, place)}
     if packing := quantization_config(quantization, config, precision, place):
@@ -139,11 +144,11 @@ def _load_processor(checkpoint: CheckpointSource) -> tuple[Any, Any]:
     return tokenizer, AutoImageProcessor.from_pretrained(checkpoint.name, backend="pil", **options)
 
 
-def _checked_tokenizer(source: str, family: str, tokenizer: Any, config: PreTrainedConfig) -> TokenizerFacts:
+def _checked_tokenizer(source: str, tokenizer: Any, config: PreTrainedConfig) -> TokenizerFacts:
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ModelLoadError(f"The checkpoint {source!r} has no fast tokenizer; add its tokenizer.json to the folder.")
     facts = describe_tokenizer(tokenizer)
-    if missing := missing_tokens(facts, NEEDED_TOKENS[family]):
+    if missing := missing_tokens(facts, NEEDED_TOKENS):
         raise ModelLoadError(
             f"The tokenizer of {source!r} lacks {', '.join(missing)}, so it cannot hold a conversation; "
             "use an instruct or chat checkpoint with its own tokenizer."

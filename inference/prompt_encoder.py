@@ -15,6 +15,9 @@ from idefics_chat.conversation.prompt import BOS, ControlRun, ImageRun, Prompt, 
 from idefics_chat.inference.text_encoder import TextEncoder, run_lengths
 from idefics_chat.inference.tokenizer_facts import TokenizerFacts
 
+IMAGE_EDGE = "<fake_token_around_image>"
+"""The control token at both ends of what stands for an image, in every family that frames its images itself."""
+
 ImageTokens = Callable[[str], Sequence[int]]
 """The ids that stand for the image of that digest."""
 
@@ -33,11 +36,16 @@ class EncodedPrompt:
 
 
 class PromptEncoder:
-    """Encodes prompts for one tokenizer. Safe to share between threads."""
+    """Encodes prompts for one tokenizer. Safe to share between threads.
 
-    def __init__(self, facts: TokenizerFacts, image_token: str) -> None:
+    `shared_boundary` names the control token that neighbouring images share, where a family has one.
+    """
+
+    def __init__(self, facts: TokenizerFacts, image_token: str, shared_boundary: str | None = None) -> None:
         self._facts = facts
+        self._boundary_id = None if shared_boundary is None else facts.control_ids[shared_boundary]
         self._image_id = facts.control_ids[image_token]
+        self._image_edge = facts.control.get(IMAGE_EDGE)
         self._text = TextEncoder(facts)
 
     def encode(self, prompt: Prompt, image_tokens: ImageTokens) -> EncodedPrompt:
@@ -55,6 +63,8 @@ class PromptEncoder:
             )
             for run, part in zip(runs, parts, strict=True):
                 image = run.digest if isinstance(run, ImageRun) else None
+                if image is not None and ids[-1:] == [self._boundary_id] == list(part[:1]):
+                    part = part[1:]
                 ids.extend(part)
                 images.extend(image if index == self._image_id else None for index in part)
                 lengths.append(len(part))
@@ -99,6 +109,8 @@ class PromptEncoder:
         return [self._facts.control_ids[run.token]]
 
     def _control(self, run: Run) -> AddedToken | None:
+        if isinstance(run, ImageRun):
+            return self._image_edge
         if not isinstance(run, ControlRun):
             return None
         if run.token != BOS:

@@ -22,12 +22,21 @@ import torch
 from PIL import Image, ImageDraw
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
+    Idefics2Config,
+    Idefics2ForConditionalGeneration,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
     IdeficsConfig,
     IdeficsForVisionText2Text,
     IdeficsProcessor,
     PreTrainedTokenizerFast,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
 )
 from transformers.models.idefics.image_processing_pil_idefics import IdeficsImageProcessorPil
+from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2ImageProcessorPil
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from idefics_chat.conversation.layouts import layout_named
 from idefics_chat.conversation.messages import ImagePart, Message, TextPart
@@ -173,6 +182,81 @@ def make_idefics(folder: Path, tokenizer: PreTrainedTokenizerFast, *, resampler:
     return folder
 
 
+PLACES = [f"<row_{row}_col_{column}>" for row in range(1, 4) for column in range(1, 4)] + ["<global-img>"]
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "patch_size": 14,
+}
+TEXT = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def _make_in_sequence(folder: Path, family: str, *, cut: bool = True, seed: int = 0) -> Path:
+    """A small Idefics2, Idefics3 or SmolVLM2 checkpoint with random weights. `cut`: images are cut into tiles."""
+    torch.manual_seed(seed)
+    backend = sentencepiece_like() if family == "idefics2" else byte_level()
+    if family != "idefics2":
+        backend.add_special_tokens([AddedToken(token, normalized=False) for token in PLACES])
+    tokenizer = wrapped(backend)
+    shared = {"image_token_id": backend.token_to_id("<image>"), "pad_token_id": 0, "tie_word_embeddings": False}
+    vocabulary = backend.get_vocab_size()
+    if family == "idefics2":
+        config: Any = Idefics2Config(
+            vision_config={**VISION, "image_size": 56},
+            perceiver_config={
+                "resampler_n_latents": 3,
+                "resampler_depth": 1,
+                "resampler_n_heads": 4,
+                "resampler_head_dim": 16,
+                "num_key_value_heads": 2,
+            },
+            text_config={**TEXT, "model_type": "mistral", "vocab_size": vocabulary, "sliding_window": 40},
+            **shared,
+        )
+        model: Any = Idefics2ForConditionalGeneration(config)
+        size = {"shortest_edge": 28, "longest_edge": 56}
+        image_processor: Any = Idefics2ImageProcessorPil(size=size, do_image_splitting=cut)
+    else:
+        kinds = {"idefics3": (Idefics3Config, Idefics3ForConditionalGeneration, Idefics3ImageProcessorPil)}
+        kinds["smolvlm"] = (SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMImageProcessorPil)
+        make_config, make_model, make_images = kinds[family]
+        config = make_config(
+            vision_config={**VISION, "image_size": 28},
+            text_config={**TEXT, "model_type": "llama", "vocab_size": vocabulary},
+            scale_factor=1,
+            **shared,
+        )
+        model = make_model(config)
+        edges = {"size": {"longest_edge": 56}, "max_image_size": {"longest_edge": 28}}
+        image_processor = make_images(**edges, do_image_splitting=cut)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() >= 2:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    model.eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    image_processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_in_sequence() -> Callable[..., Path]:
+    return _make_in_sequence
+
+
 @pytest.fixture(scope="session")
 def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_idefics(tmp_path_factory.mktemp("idefics"), wrapped(sentencepiece_like()))
@@ -228,6 +312,11 @@ class Album:
 @pytest.fixture
 def album() -> Album:
     return Album()
+
+
+@pytest.fixture(scope="session")
+def new_album() -> type[Album]:
+    return Album
 
 
 def _user(*parts: str) -> Message:
@@ -345,16 +434,30 @@ def _load_kit() -> Any:
 kit_module = _load_kit()
 
 
-def _idefics_kit(loaded: LoadedModel) -> Any:
+def _kit(loaded: LoadedModel) -> Any:
     family = family_of(loaded)
     spreads = {"a" * 64: 20, "b" * 64: 60, "c" * 64: 120}
     pictures = {name: Image.effect_noise((40, 40), spread).convert("RGB") for name, spread in spreads.items()}
+    pictures["c" * 64] = pictures["c" * 64].resize((60, 30))
     with torch.inference_mode():
         images = {digest: family.prepare(picture) for digest, picture in pictures.items()}
-    return kit_module.Kit(loaded, family, images, kit_module.idefics_reference)
+    reference = kit_module.idefics_reference if loaded.family == "idefics" else kit_module.in_sequence_reference
+    return kit_module.Kit(loaded, family, images, reference)
 
 
-@pytest.fixture(scope="session", params=["random_model", "plain_model"])
-def kit(request: pytest.FixtureRequest) -> Any:
+KITS: dict[str, dict[str, Any]] = {
+    "idefics2": {"family": "idefics2", "cut": False},
+    "idefics2, cut": {"family": "idefics2"},
+    "idefics3": {"family": "idefics3", "cut": False},
+    "idefics3, cut": {"family": "idefics3"},
+    "smolvlm, cut": {"family": "smolvlm"},
+}
+
+
+@pytest.fixture(scope="session", params=["random_model", "plain_model", *KITS])
+def kit(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Each family's small model in turn, with what its tests need."""
-    return _idefics_kit(request.getfixturevalue(request.param))
+    if request.param not in KITS:
+        return _kit(request.getfixturevalue(request.param))
+    folder = _make_in_sequence(tmp_path_factory.mktemp("kit"), **KITS[request.param])
+    return _kit(load_model(str(folder), dtype="float32", device="cpu"))

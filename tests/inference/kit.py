@@ -134,3 +134,18 @@ def idefics_reference(kit: Kit, tokens: Sequence[Token], max_tokens: int, penalt
         if count:
             sees[0, index, count - 1] = 1
     return kit.generate(tokens, max_tokens, penalty, pixel_values=pixels, image_attention_mask=sees)
+
+
+def in_sequence_reference(kit: Kit, tokens: Sequence[Token], max_tokens: int, penalty: float) -> list[int]:
+    """Stock Idefics2, Idefics3 or SmolVLM. Images of unlike sizes are padded to the largest, as their processors do."""
+    images = [image.inputs for image in kit.pixels_in_order(tokens)]
+    if not images:
+        return kit.generate(tokens, max_tokens, penalty)
+    size = [max(image["pixel_values"].shape[axis] for image in images) for axis in (-2, -1)]
+    inputs = {name: torch.cat([_padded(image[name], size) for image in images], dim=1) for name in images[0]}
+    return kit.generate(tokens, max_tokens, penalty, **inputs)
+
+
+def _padded(pixels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    height, width = pixels.shape[-2:]
+    return torch.nn.functional.pad(pixels, (0, size[1] - width, 0, size[0] - height))

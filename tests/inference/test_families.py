@@ -1,0 +1,127 @@
+"""The families whose images stand in the sequence: their prompts beside their own processors, and whole answers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import Idefics2Processor, Idefics3Processor
+
+from idefics_chat.conversation.layouts.chat_template import idefics2_chat, idefics3_chat
+from idefics_chat.conversation.messages import ImagePart, Message, TextPart
+from idefics_chat.conversation.prompt import Prompt
+from idefics_chat.inference.families import family_of
+from idefics_chat.inference.loader import load_model
+from idefics_chat.inference.prompt_encoder import PromptEncoder
+from idefics_chat.inference.requests import GenerationRequest
+
+TEMPLATE = (
+    "{bos}{% for message in messages %}{{message['role'].capitalize()}}"
+    "{% if message['content'][0]['type'] == 'image' %}"
+    "{{':'}}{% else %}{{': '}}{% endif %}{% for line in message['content'] %}{% if line['type'] == 'text' %}"
+    "{{line['text']}}{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n"
+    "{% endfor %}{{ 'Assistant:' }}"
+)
+LAYOUTS = {"idefics2": idefics2_chat, "idefics3": idefics3_chat, "smolvlm": idefics3_chat}
+CASES = [("idefics2", False), ("idefics2", True), ("idefics3", False), ("idefics3", True), ("smolvlm", True)]
+
+
+class Case:
+    """One small checkpoint, its family, and its own processor."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.loaded = load_model(str(folder), dtype="float32", device="cpu")
+        self.family = family_of(self.loaded)
+        self.layout = LAYOUTS[name]
+        template = TEMPLATE.replace("{bos}", "" if name == "idefics2" else "<s>")
+        parts = (self.loaded.image_processor, self.loaded.tokenizer)
+        if name == "idefics2":
+            self.processor: Any = Idefics2Processor(*parts, image_seq_len=3, chat_template=template)
+        else:
+            # SmolVLM's own wants torchvision and num2words; on images it does the same.
+            self.processor = Idefics3Processor(*parts, image_seq_len=4, chat_template=template)
+        self.bos = "<s>" if name == "idefics2" else ""
+
+    def processor_inputs(self, messages: list[Message], album: Any) -> dict[str, Any]:
+        content = [{"role": message.role, "content": [_item(part) for part in message.parts]} for message in messages]
+        text = self.bos + self.processor.apply_chat_template(content)
+        images = [album.image(digest) for message in messages for digest in message.digests]
+        return dict(self.processor(text=text, images=images or None, add_special_tokens=False, return_tensors="pt"))
+
+    def encode(self, prompt: Prompt, album: Any) -> Any:
+        encoder = PromptEncoder(self.loaded.facts, self.family.image_token, self.family.shared_boundary)
+        return encoder.encode(prompt, lambda digest: self.family.prepare(album.image(digest)).token_ids)
+
+
+def _item(part: TextPart | ImagePart) -> dict[str, str]:
+    return {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image"}
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case[0] + (", cut" if case[1] else ""))
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, make_in_sequence: Any) -> Case:
+    name, cut = request.param
+    return Case(make_in_sequence(tmp_path_factory.mktemp("family"), name, cut=cut), name)
+
+
+@pytest.fixture(scope="module")
+def pictures(new_album: Any) -> tuple[Any, list[str]]:
+    album = new_album()
+    return album, [album.add("red"), album.add("blue", "rectangle", 40), album.add("green", "ellipse", 30)]
+
+
+harmless = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(
+    lambda text: "<" not in text and text.strip() and "\ue000" not in text
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_ids_are_those_of_the_models_own_processor(case: Case, pictures: Any, data: Any) -> None:
+    album, digests = pictures
+    part = harmless.map(TextPart) | st.sampled_from(digests).map(ImagePart)
+    question = st.lists(part, min_size=1, max_size=3).map(lambda parts: Message("", "user", tuple(parts)))
+    answer = harmless.map(lambda text: Message("", "assistant", (TextPart(text),)))
+    turns = data.draw(st.lists(st.tuples(question, answer), max_size=2))
+    messages = [*(message for turn in turns for message in turn), data.draw(question)]
+    encoded = case.encode(case.layout(messages), album)
+    assert list(encoded.ids) == case.processor_inputs(messages, album)["input_ids"][0].tolist()
+
+
+@pytest.mark.anyio
+async def test_answers_in_fp32_are_token_equal_to_stock_generate(
+    case: Case, pictures: Any, running: Any, answer: Any
+) -> None:
+    album, (red, blue, green) = pictures
+    engine = running(case.loaded, prefill_tokens=11)
+    questions = [
+        [TextPart("Hello")],
+        [ImagePart(red), TextPart("What is this?")],
+        [TextPart("Two:"), ImagePart(blue), ImagePart(green), TextPart("which?")],
+        [ImagePart(red), ImagePart(red)],
+    ]
+    for parts in questions:
+        messages = [Message("", "user", tuple(parts))]
+        prompt = case.layout(messages)
+        _, result = await answer(engine, GenerationRequest(prompt, album.load, max_output_tokens=12))
+        inputs = case.processor_inputs(messages, album)
+        banned = [[case.loaded.facts.control_ids[token]] for token in case.family.banned_tokens]
+        ends = sorted(case.loaded.end_ids)
+        out = case.loaded.model.generate(
+            **inputs, max_new_tokens=12, do_sample=False, bad_words_ids=banned, eos_token_id=ends, pad_token_id=0
+        )
+        expected = out[0, inputs["input_ids"].shape[1] :].tolist()
+        assert list(result.token_ids) == [index for index in expected if index not in ends]
+        assert sum(await engine.count_tokens(prompt)) == result.usage.input_tokens
+
+
+@pytest.mark.anyio
+async def test_an_image_that_was_never_seen_is_counted_with_its_bytes(case: Case, running: Any, new_album: Any) -> None:
+    album = new_album()
+    prompt = case.layout([Message("", "user", (ImagePart(album.add("black", size=50)),))])
+    engine = running(case.loaded)
+    if case.family.fixed_image_tokens is None:
+        with pytest.raises(ValueError, match="needs its bytes"):
+            await engine.count_tokens(prompt)
+    counted = await engine.count_tokens(prompt, album.load)
+    assert counted == await engine.count_tokens(prompt)
