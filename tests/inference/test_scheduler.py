@@ -185,13 +185,32 @@ def eager(kit: Any) -> Iterator[None]:
     model.set_attn_implementation(before)
 
 
+def ask_about_one_image_then_another(kit: Any) -> None:
+    """Two prompts that differ in nothing but the image, in one group; their answers must differ as stock's do."""
+    scheduler = Scheduler(kit.family, SchedulerLimits(), CONTEXT)
+    prompts = [[*kit.text([3, 1, 4]), *kit.image(digest), *kit.text([1, 5])] for digest in DIGESTS[:2]]
+    expected = [kit.reference(tokens, 30) for tokens in prompts]
+    if expected[0] == expected[1]:
+        raise RuntimeError("this model answers alike about both images; the test would show nothing")
+    for tokens, answer in zip(prompts, expected, strict=True):
+        job = kit.job(tokens, 30, "group")
+        scheduler.submit(job)
+        while not scheduler.is_idle:
+            scheduler.step()
+        assert list(job.sink.results[0].token_ids) == answer
+
+
+def test_what_was_kept_of_one_image_is_not_used_for_another(kit: Any) -> None:
+    ask_about_one_image_then_another(kit)
+
+
 # The tests of the test: each of these mistakes is easy to make and must be caught.
 
 
 def test_a_prefix_compared_by_ids_alone_is_caught(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("idefics_chat.inference.job.token_keys", lambda ids, images: list(ids))
     with pytest.raises(AssertionError):
-        explore(kit, 400)
+        ask_about_one_image_then_another(kit)
 
 
 def test_the_features_of_the_wrong_image_are_caught(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +232,7 @@ def test_a_boolean_mask_under_eager_attention_is_caught(kit: Any, eager: None, m
     def boolean(step: Any, shape: Any, implementation: str, device: Any) -> Any:
         return attention_mask(step, shape, "sdpa", device)
 
-    monkeypatch.setattr(f"{type(kit.family).__module__}.attention_mask", boolean)
+    monkeypatch.setattr(f"{type(kit.family)._forward.__module__}.attention_mask", boolean)
     with pytest.raises(AssertionError):
         explore(kit, 400)
 
@@ -224,6 +243,6 @@ def test_a_position_that_is_off_by_one_is_caught(kit: Any, monkeypatch: pytest.M
         right = position_ids(step, device)
         return right + (isinstance(step, kind) and int(right[0, 0]) > 0)
 
-    monkeypatch.setattr(f"{type(kit.family).__module__}.position_ids", shifted)
+    monkeypatch.setattr(f"{type(kit.family)._forward.__module__}.position_ids", shifted)
     with pytest.raises(AssertionError):
         explore(kit, 400)
