@@ -15,6 +15,7 @@
     search.py      search over the text of messages
     tree.py        where a message stands: depth, and jumps that find any ancestor in few steps
 
+    archive.py     the format of exports, and how a stranger's is checked; exporting.py, importing.py
     maintenance.py backup, restore, vacuum, statistics of a file; verify.py proves that one holds together
 
     models.py      the tables; migrations/ makes and changes them, schema.py runs it

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, Table, create_engine, event, exc
 from sqlalchemy.dialects.sqlite import Insert, insert
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import NullPool, QueuePool
 
 from idefics_chat.storage.errors import DatabaseUnavailable, InvalidText, StorageError
 
@@ -91,6 +91,19 @@ def read_engine(url: URL) -> AsyncEngine:
     )
     event.listen(engine.sync_engine, "connect", _pragmas(_READER))
     return engine
+
+
+@contextmanager
+def snapshot(url: URL) -> Iterator[Connection]:
+    """A connection of its own, for reading in one thread, that sees the database as it is now until it ends."""
+    engine = create_engine(url, poolclass=NullPool, connect_args={"isolation_level": None})
+    event.listen(engine, "connect", _pragmas(_READER))
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    try:
+        with engine.connect() as connection:
+            yield connection
+    finally:
+        engine.dispose()
 
 
 def empty_log(engine: Engine) -> None:

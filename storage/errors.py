@@ -9,6 +9,7 @@
     ├── ImageNotFound
     ├── AlreadyExists               an id that is taken
     ├── InvalidText                 text that no encoding can hold
+    ├── InvalidArchive              an archive that cannot be imported
     ├── QuotaExceeded               more than the owner may have
     ├── ConversationBusy            a turn is already running in the conversation
     ├── IdempotencyConflict         the same key with another request
@@ -132,6 +133,19 @@ class InvalidText(StorageError):
 
     def __str__(self) -> str:
         return "The text holds half a surrogate pair, which is no character; send whole characters."
+
+
+class InvalidArchive(StorageError):
+    """An archive that cannot be imported, and so changes nothing; `reason` is half a sentence."""
+
+    code = "invalid_archive"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"The archive cannot be imported: {self.reason}. Give one that this program exported."
 
 
 class QuotaExceeded(StorageError):

@@ -3,10 +3,15 @@
 And what the server does in the background: purging what was deleted long ago, removing old event logs.
 """
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from idefics_chat.conversation.messages import Message
-from idefics_chat.storage import dialect, lifecycle, listing, quotas, search
+from idefics_chat.storage import dialect, exporting, importing, lifecycle, listing, quotas, reads, search
+from idefics_chat.storage.archive import ArchiveLimits, read_archive
+from idefics_chat.storage.importing import Imported
 from idefics_chat.storage.listing import Order, State
 from idefics_chat.storage.opened import OpenedDatabase
 from idefics_chat.storage.values import Conversation, Hit, Limits, Page, Purged, Usage
@@ -117,6 +122,48 @@ class Library(OpenedDatabase):
             more = await self._write(lifecycle.remove_old_logs, before, CHUNK, self._clock())
             removed += more
         return removed
+
+    # export and import
+
+    async def export_archive(
+        self,
+        owner_id: str,
+        target: Path,
+        conversation_ids: Sequence[str] | None = None,
+        progress: exporting.Progress | None = None,
+    ) -> int:
+        """Write the owner's conversations, or those named, to a new zip file; how many. The format: archive.py.
+
+        All are as they are at one moment. `progress` is called in another thread. Raises FileExistsError.
+        """
+
+        def export() -> int:
+            with dialect.told(), dialect.snapshot(self._url) as connection:
+                return exporting.export_archive(connection, owner_id, target, conversation_ids, progress)
+
+        return await asyncio.to_thread(export)
+
+    async def import_archive(self, owner_id: str, source: Path, limits: ArchiveLimits | None = None) -> Imported:
+        """Add an archive's conversations to the owner's, those that are there already left as they are.
+
+        Raises InvalidArchive, AlreadyExists, QuotaExceeded; then nothing is changed.
+        """
+        checked = await asyncio.to_thread(read_archive, source, limits)
+        return await self._write(importing.import_archive, owner_id, checked, self._clock())
+
+    async def openai_messages(
+        self, owner_id: str, conversation_id: str, tip_id: str | None = None
+    ) -> list[dict[str, Any]]:
+        """The path to `tip_id`, or to the conversation's tip, as a chat completion's messages. See exporting.py.
+
+        Raises ConversationNotFound, ItemNotFound.
+        """
+        async with self._read() as connection:
+            tip_id = await listing.tip(connection, owner_id, conversation_id, tip_id)
+            messages = await reads.path(connection, conversation_id, tip_id)
+            digests = {digest for message in messages for digest in message.digests}
+            images = {digest: await reads.image(connection, owner_id, digest) for digest in digests}
+        return exporting.openai_messages(messages, images.__getitem__)
 
     # limits
 

@@ -136,10 +136,10 @@ async def items(
     tip_id: str | None,
 ) -> Page[Message]:
     """The messages on the path to `tip_id`, or to the conversation's tip. Raises ConversationNotFound, ItemNotFound."""
-    tip = await _tip(connection, owner_id, conversation_id, tip_id)
-    if tip is None:
+    found_tip = await _tip(connection, owner_id, conversation_id, tip_id)
+    if found_tip is None:
         return Page((), False)
-    tip_id, tip_depth = tip
+    tip_id, tip_depth = found_tip
     mark = None if after is None else await _depth_on_path(connection, conversation_id, after, tip_id, tip_depth)
     if order == "desc":
         last = tip_depth if mark is None else mark - 1
@@ -152,6 +152,12 @@ async def items(
     start = await _ancestor(connection, tip_id, tip_depth, last)
     found = rows.read_messages((await connection.execute(UPWARDS, {"id": start, "above": first})).all())
     return _page(found[::-1] if order == "desc" else found, limit)
+
+
+async def tip(connection: AsyncConnection, owner_id: str, conversation_id: str, tip_id: str | None) -> str | None:
+    """`tip_id` if it is in the conversation, else the conversation's own. Raises ConversationNotFound, ItemNotFound."""
+    found = await _tip(connection, owner_id, conversation_id, tip_id)
+    return None if found is None else found[0]
 
 
 async def tree(

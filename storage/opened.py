@@ -23,6 +23,7 @@ class OpenedDatabase:
 
     def __init__(self, url: URL, clock: Clock) -> None:
         self._clock = clock
+        self._url = url
         self._closed = False
         self._readers = dialect.read_engine(url)
         self._writer = Writer(dialect.write_engine(url))

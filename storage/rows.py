@@ -120,6 +120,33 @@ def response_values(owner_id: str, new: NewResponse, restore_tip_id: str | None,
     }
 
 
+def ended_response_values(owner_id: str, response: ResponseRow, output: Place, *, answered: bool) -> dict[str, object]:
+    """The row of a response that ended elsewhere; its event log stayed there."""
+    return {
+        "id": response.id,
+        "owner_id": owner_id,
+        "conversation_id": response.conversation_id,
+        "parent_id": response.parent_id,
+        "restore_tip_id": None,
+        "input_ids": to_json(list(response.input_ids)),
+        "output_id": response.output_id,
+        "output_depth": output.depth,
+        "output_jump_id": output.jump_id,
+        "answered": answered,
+        "status": response.status,
+        "created_at": response.created_at,
+        "completed_at": response.completed_at,
+        "request": to_json(response.request),
+        "usage": optional_json(response.usage),
+        "error": optional_json(response.error),
+        "incomplete_reason": response.incomplete_reason,
+        "idempotency_key": None,
+        "request_hash": None,
+        "previous_response_id": response.previous_response_id,
+        "log_removed_at": response.completed_at,
+    }
+
+
 def begun_response(new: NewResponse) -> ResponseRow:
     """What a response that has just begun reads as."""
     return ResponseRow(

@@ -79,7 +79,7 @@ _ADD_MESSAGES = Prepared(insert(MessageRecord))
 _ADD_PARTS = Prepared(insert(PartRecord), ["message_id", "position", "digest", "text"])
 _ADD_IMAGE = Prepared(insert_or_ignore(_TABLES["images"]))
 _ADD_IMAGE_DATA = Prepared(insert_or_ignore(_TABLES["image_data"]))
-_MOVE_TIP = Prepared(
+MOVE_TIP = Prepared(
     update(ConversationRecord)
     .where(ConversationRecord.id == bindparam("of"))
     .values(tip_id=bindparam("to"), updated_at=bindparam("at"))
@@ -112,7 +112,7 @@ def begin_response(connection: Connection, owner_id: str, new: NewResponse, even
     add_messages(connection, owner_id, new.conversation_id, new.messages, places)
     quotas.count(connection, owner_id, messages=len(new.messages), image_bytes=image_bytes, spare_messages=1)
     add_events(connection, new.id, events, expected=0)
-    _MOVE_TIP.run(connection, {"of": new.conversation_id, "to": tip, "at": new.created_at})
+    MOVE_TIP.run(connection, {"of": new.conversation_id, "to": tip, "at": new.created_at})
     return rows.begun_response(new)
 
 
@@ -161,8 +161,11 @@ def add_images(
     Raises ImageNotFound for one that the messages show and that was neither sent now nor shown by the owner before.
     """
     shown = {digest for message in messages for digest in message.digests}
-    sent = {image.digest: image for image in images if image.digest in shown}
-    for image in sent.values():
+    sent: set[str] = set()
+    for image in images:
+        if image.digest not in shown or image.digest in sent:
+            continue
+        sent.add(image.digest)
         about = {
             "digest": image.digest,
             "media_type": image.media_type,
@@ -244,12 +247,12 @@ def _add_answer(connection: Connection, response: Any, message: Message, at: flo
         connection, response.owner_id, response.conversation_id, [replace(message, parent_id=parent_id)], places
     )
     quotas.count_answer(connection, response.owner_id)
-    _MOVE_TIP.run(connection, {"of": response.conversation_id, "to": message.id, "at": at})
+    MOVE_TIP.run(connection, {"of": response.conversation_id, "to": message.id, "at": at})
 
 
 def _undo_input(connection: Connection, response: Any, at: float) -> None:
     input_ids: list[str] = rows.from_json(response.input_ids)
-    _MOVE_TIP.run(connection, {"of": response.conversation_id, "to": response.restore_tip_id, "at": at})
+    MOVE_TIP.run(connection, {"of": response.conversation_id, "to": response.restore_tip_id, "at": at})
     uses = Counter(row.digest for message_id in input_ids for row in _DIGESTS_OF.all(connection, {"id": message_id}))
     for message_id in reversed(input_ids):
         _REMOVE_MESSAGE.run(connection, {"id": message_id})
