@@ -1,9 +1,13 @@
 # `make serve` starts the server, `make test` runs the tests. Both make the environment they need.
 
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 ARGS ?=
 
 VENV := .venv
+PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
+PROGRESS := grep --line-buffered -E '^(Collecting|Downloading|Building|Installing|Successfully)|ERROR|error:'
 SETUP := pyproject.toml constraints.txt
 PACKAGES := $(shell git ls-files -co --exclude-standard -- '*.py' 'default_model/checkpoint/*' 'storage/migrations/*' 2>/dev/null)
 
@@ -30,12 +34,15 @@ $(VENV)/bin/python:
 # Installed as a wheel, as users have it; again whenever a packaged file changes.
 $(VENV)/installed: $(VENV)/bin/python $(SETUP) $(PACKAGES)
 	@echo "Installing idefics-chat and what it needs (a few minutes the first time) ..."
-	@$(VENV)/bin/python -m pip install --disable-pip-version-check --progress-bar on -q -c constraints.txt .
+	@rm -rf build *.egg-info
+	@$(PIP) . | $(PROGRESS)
+	@rm -rf build *.egg-info
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
 	@echo "Installing what the tests need ..."
-	@$(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt '.[test,lint]'
+	@$(PIP) '.[test,lint]' | $(PROGRESS)
+	@rm -rf build *.egg-info
 	@touch $@
 
 clean:

@@ -46,9 +46,12 @@ class ChatService:
         self._make_id = make_id
         self._tasks = asyncio.TaskGroup()
         self._places = KeyedLocks()
+        self._repeats = KeyedLocks()
         self._running: dict[str, TurnRun] = {}
         self._turns: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self.started_at = clock()
+        """Seconds since the epoch."""
 
     @property
     def model(self) -> str:
@@ -93,6 +96,13 @@ class ChatService:
             ApiError, ConversationError, InferenceError, StorageError: nothing was stored.
         """
         self._preparation.check_request(turn)
+        if turn.idempotency_key is None:
+            return await self._accepted(owner_id, turn)
+        # The store decides about a repeat; waiting here only spares computing it.
+        async with self._repeats.hold(f"{owner_id} {turn.idempotency_key}"):
+            return await self._accepted(owner_id, turn)
+
+    async def _accepted(self, owner_id: str, turn: Turn) -> ResponseLog:
         accepted: asyncio.Future[ResponseLog] = asyncio.get_running_loop().create_future()
         task = self._tasks.create_task(self._take(owner_id, turn, accepted))
         self._turns.add(task)
@@ -100,6 +110,15 @@ class ChatService:
         # Where the asker goes away, awaiting cancels the future: a turn that still waits is withdrawn by that, one
         # that is being committed goes on.
         return await accepted
+
+    async def count_input_tokens(self, owner_id: str, turn: Turn) -> int:
+        """How many tokens the turn's prompt has, images and history counted. Nothing is stored.
+
+        Raises:
+            ApiError, ConversationError, InferenceError, StorageError: as `respond`.
+        """
+        self._preparation.check_request(turn)
+        return await self._preparation.count_tokens(owner_id, turn)
 
     async def cancel(self, owner_id: str, response_id: str) -> None:
         """End a running response; what was said is kept.
@@ -131,33 +150,38 @@ class ChatService:
                 _tell(accepted, first)
                 return
             place = await self._preparation.place(owner_id, turn)
-            async with self._places.hold(place.conversation_id or self._make_id("conv")):
-                await self._begin_and_run(owner_id, turn, accepted)
+            conversation_id = place.conversation_id or self._make_id("conv")
+            async with self._places.hold(conversation_id):
+                await self._begin_and_run(owner_id, turn, conversation_id, accepted)
         except Exception as error:  # noqa: BLE001  told to the asker, who answers for it
             if not accepted.done():
                 accepted.set_exception(error)
             else:
                 _log.error("a turn failed after it was accepted", exc_info=error)
 
-    async def _begin_and_run(self, owner_id: str, turn: Turn, accepted: asyncio.Future[ResponseLog]) -> None:
+    async def _begin_and_run(
+        self, owner_id: str, turn: Turn, conversation_id: str, accepted: asyncio.Future[ResponseLog]
+    ) -> None:
         try:
-            await self._attempt(owner_id, turn, accepted)
+            await self._attempt(owner_id, turn, conversation_id, accepted)
         except ConversationBusy as busy:
             await self._end_orphan(owner_id, busy)
-            await self._attempt(owner_id, turn, accepted)
+            await self._attempt(owner_id, turn, conversation_id, accepted)
 
-    async def _attempt(self, owner_id: str, turn: Turn, accepted: asyncio.Future[ResponseLog]) -> None:
-        """Prepare, commit and run, if the asker still waits."""
+    async def _attempt(
+        self, owner_id: str, turn: Turn, conversation_id: str, accepted: asyncio.Future[ResponseLog]
+    ) -> None:
+        """Prepare, submit, commit and run, if the asker still waits. `conversation_id` is the place's, or a new one."""
         if accepted.cancelled():
             return
         if self._stopping:
             raise EngineStopped
         place = await self._preparation.place(owner_id, turn)
-        conversation_id = place.conversation_id or self._make_id("conv")
         prepared = await self._preparation.prepare(owner_id, turn, place, conversation_id)
         if accepted.cancelled():
             return
         run = TurnRun(prepared, self._store, self._engine, self._clock)
+        await run.submit()
         # Known before it is committed: whoever finds the row finds the run.
         self._running[run.log.response_id] = run
         try:
@@ -170,6 +194,7 @@ class ChatService:
             else:  # the same key was committed by another turn meanwhile
                 _tell(accepted, await self._log_of(row))
         finally:
+            run.cancel()  # where it was not committed; one that has ended is past that
             del self._running[run.log.response_id]
 
     async def _end_orphan(self, owner_id: str, busy: ConversationBusy) -> None:

@@ -53,8 +53,8 @@ class TurnEnd:
 
 
 class TurnRun:
-    """One turn under way. `log` is what subscribers read; `opening` holds its first events, to be committed with the
-    turn itself before `run`."""
+    """One turn under way. `log` is what subscribers read; `opening` holds its first events. First
+    `submit`, then the turn is committed with `opening`, then `run`; a turn that is not committed is cancelled."""
 
     def __init__(self, prepared: PreparedTurn, store: Store, engine: Engine, clock: Callable[[], float]) -> None:
         new = prepared.new
@@ -70,14 +70,20 @@ class TurnRun:
         self._generates = bool(new.request["generate"])
         self.opening = self._writer.begin(with_item=self._generates)
         self._generation: Generation | None = None
-        self._cancelled = False
         self._unflushed: list[Event] = []
+
+    async def submit(self) -> None:
+        """Give the request to the engine, before the turn is committed: a turn that the engine has no place for leaves
+        nothing behind, its idempotency key included.
+
+        Raises:
+            PromptTooLong, InvalidSampling, EngineBusy, EngineStopped
+        """
+        self._generation = await self._engine.submit(self._request())
 
     def cancel(self) -> None:
         """Ask for the end between two tokens. Idempotent; what was said is kept."""
-        self._cancelled = True
-        if self._generation is not None:
-            self._generation.cancel()
+        self._submitted().cancel()
 
     async def run(self) -> None:
         """Run to the end; every error becomes the turn's end. The log is closed when this returns."""
@@ -92,14 +98,12 @@ class TurnRun:
             self.log.close()
 
     async def _generate(self) -> TurnEnd:
-        self._generation = await self._engine.submit(self._request())
-        if self._cancelled:
-            self._generation.cancel()
+        generation = self._submitted()
         async with asyncio.TaskGroup() as group:
             ended = asyncio.Event()
             group.create_task(self._keep_flushing(ended))
             try:
-                result = await self._collect(self._generation)
+                result = await self._collect(generation)
             finally:
                 ended.set()
         return self._ending(result)
@@ -118,12 +122,22 @@ class TurnRun:
         new = self._prepared.new
         return GenerationRequest(
             prompt=self._prepared.prompt,
-            load_image=self._store.image_data,
+            load_image=self._load_image,
             sampling=SamplingParams(**new.request["sampling"]),
             max_output_tokens=self._prepared.max_output_tokens if self._generates else 0,
             stop=tuple(new.request["stop"]),
             cache_key=new.conversation_id,
         )
+
+    async def _load_image(self, digest: str) -> bytes:
+        """An image of this turn, which may not be stored yet, or of an earlier one."""
+        own = next((image.data for image in self._prepared.new.images if image.digest == digest), None)
+        return own if own is not None else await self._store.image_data(digest)
+
+    def _submitted(self) -> Generation:
+        if self._generation is None:
+            raise RuntimeError(f"the turn {self.log.response_id} was not submitted")
+        return self._generation
 
     def _ending(self, result: GenerationResult) -> TurnEnd:
         usage = usage_object(result.usage)

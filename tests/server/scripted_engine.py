@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from idefics_chat.conversation.prompt import Prompt, TextRun, TokenRun
-from idefics_chat.inference.errors import EngineStopped, GenerationFailed
+from idefics_chat.inference.errors import EngineBusy, EngineStopped, GenerationFailed
 from idefics_chat.inference.requests import (
     FinishReason,
     GenerationRequest,
@@ -68,6 +68,7 @@ class ScriptedEngine:
         self.info = ModelInfo("scripted", "idefics", "idefics-instruct", "words", context_tokens)
         self.asked: list[ScriptedGeneration] = []
         self.stopped = False
+        self.busy = False
         self._arrived = asyncio.Event()
 
     async def count_tokens(self, prompt: Prompt) -> tuple[int, ...]:
@@ -80,6 +81,8 @@ class ScriptedEngine:
             await request.load_image(digest)
         if self.stopped:
             raise EngineStopped
+        if self.busy:
+            raise EngineBusy(3)
         generation = ScriptedGeneration(request)
         if request.max_output_tokens == 0:
             generation.finish("length")

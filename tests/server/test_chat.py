@@ -10,7 +10,7 @@ import pytest
 
 from idefics_chat.conversation.errors import ContextLengthExceeded
 from idefics_chat.conversation.messages import Message
-from idefics_chat.inference.errors import EngineStopped
+from idefics_chat.inference.errors import EngineBusy, EngineStopped
 from idefics_chat.server.errors import ApiError
 from idefics_chat.server.response_log import ResponseLog
 from idefics_chat.server.turns import InputImage, InputMessage, Turn
@@ -132,6 +132,30 @@ async def test_turns_on_one_conversation_wait_for_each_other(world: World) -> No
     said = texts(await history(world, first))
     assert [role for role, _ in said] == ["user", "assistant"] * 5
     assert sorted(text for role, text in said if role == "user") == ["Hi", "q0", "q1", "q2", "q3"]
+
+
+async def test_a_turn_waits_for_the_one_that_opened_its_conversation(world: World) -> None:
+    first = await world.chat.respond(world.owner_id, say("Hi"))
+    waiting = [
+        asyncio.create_task(world.chat.respond(world.owner_id, turn))
+        for turn in (
+            say("by conversation", conversation_id=first.conversation_id),
+            say("by response", previous_response_id=first.response_id),
+        )
+    ]
+    await asyncio.sleep(0.05)
+    assert len(world.engine.asked) == 1
+    for number in range(3):
+        generation = await world.engine.turn(number)
+        generation.say(f"a{number}")
+        generation.end()
+    logs = await asyncio.gather(*waiting)
+    for log in logs:
+        final = (await events_of(log.read()))[-1]["response"]
+        row = await world.store.response(world.owner_id, final["id"])
+        path = await world.store.path(row.conversation_id, row.tip_id)
+        assert [text for _, text in texts(path)][:2] == ["Hi", "a0"]
+        assert [role for role, _ in texts(path)] == ["user", "assistant"] * (len(path) // 2)
 
 
 async def test_turns_of_different_conversations_run_beside_each_other(world: World) -> None:
@@ -264,7 +288,12 @@ async def test_an_end_that_cannot_be_stored_is_a_failure_and_the_conversation_go
         response = await ask(world, say("Hi"), "Hello")
     assert response["status"] == "failed"
     assert response["error"]["cause"] == "storage_unavailable"
-    after = await ask(world, say("Again", conversation_id=response["conversation"]["id"]), "Yes")
+    log = await world.chat.respond(world.owner_id, say("Again", conversation_id=response["conversation"]["id"]))
+    # The first attempt met the answer that still stood as running; it was ended and the turn tried again.
+    generation = await world.engine.turn(2)
+    generation.say("Yes")
+    generation.end()
+    after = (await events_of(log.read()))[-1]["response"]
     assert after["status"] == "completed"
     assert [role for role, _ in texts(await history(world, after))] == ["user", "assistant", "user", "assistant"]
 
@@ -291,6 +320,31 @@ async def test_what_is_wrong_with_a_turn_shows_before_anything_is_stored(world: 
         assert str(error.value).endswith(".")
     assert await history(world, first) == before
     assert len(world.engine.asked) == 1
+
+
+async def test_a_turn_that_the_engine_has_no_place_for_leaves_nothing_behind(world: World) -> None:
+    first = await ask(world, say("Hi"), "Hello")
+    before = await history(world, first)
+    turn = say("Again", conversation_id=first["conversation"]["id"], idempotency_key="k", request_hash="h")
+    world.engine.busy = True
+    with pytest.raises(EngineBusy) as error:
+        await world.chat.respond(world.owner_id, turn)
+    assert error.value.code == "server_busy"
+    assert await history(world, first) == before
+    world.engine.busy = False
+    assert (await ask(world, turn, "Yes"))["status"] == "completed"
+
+
+async def test_a_turn_that_cannot_be_committed_is_not_computed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*_: object) -> None:
+        raise DatabaseUnavailable("The disk is full; make room.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.store, "begin_response", full)
+        with pytest.raises(DatabaseUnavailable):
+            await world.chat.respond(world.owner_id, say("Hi"))
+    assert [e async for e in await world.engine.turn(0)][-1].finish_reason == "cancelled"  # type: ignore[union-attr]
+    assert world.chat.running == 0
 
 
 async def test_another_owner_s_things_do_not_exist(world: World) -> None:
