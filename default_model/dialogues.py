@@ -46,7 +46,7 @@ def sample_dialogue(
     new_scene: NewScene,
     images: int | None = None,
     max_turns: int = 20,
-    about_earlier: float = 0.45,
+    about_earlier: float = 0.5,
     longer: int = 1,
 ) -> Document:
     """A conversation about `images` (or 0 to 8) images in at most `max_turns` turns.

@@ -13,7 +13,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +108,7 @@ def weight(case: Case) -> tuple[int, int]:
     return sum(not isinstance(i, str) for i in case.prompt), sum(len(i) for i in case.prompt if isinstance(i, str))
 
 
-def judge(speaker: Speaker, cases: Iterable[Case], batch: int = 32, wrong: list[str] | None = None) -> Counter[str]:
+def judge(speaker: Speaker, cases: Iterable[Case], batch: int = 48, wrong: list[str] | None = None) -> Counter[str]:
     """Counts by kind: `kind` asked, `kind+` right. Wrong answers are told to `wrong`."""
     counts: Counter[str] = Counter()
     ordered = sorted(cases, key=weight)
@@ -124,31 +126,31 @@ def judge(speaker: Speaker, cases: Iterable[Case], batch: int = 32, wrong: list[
     return counts
 
 
-def describe_in_turn(speaker: Speaker, pictures: list[Image.Image]) -> list[str]:
-    """Shows pictures one a turn and asks what is in them; the history holds the model's own answers."""
-    prompt: Prompt = []
-    answers: list[str] = []
-    for picture in pictures:
-        start = "User: What is in this image?" if not prompt else f" {answers[-1]}{END}\nUser: What is in this image?"
-        if prompt and isinstance(prompt[-1], str):
-            prompt[-1] += start
-        else:
-            prompt.append(start)
-        prompt += [picture, f"{END}\nAssistant:"]
-        answers += speaker.answers([prompt])
+def describe_in_turn(speaker: Speaker, conversations: list[list[Image.Image]]) -> list[list[str]]:
+    """Shows each conversation's pictures one a turn, asks what is in them; the history holds the model's answers."""
+    prompts: list[Prompt] = [[] for _ in conversations]
+    answers: list[list[str]] = [[] for _ in conversations]
+    for turn in range(len(conversations[0])):
+        for prompt, pictures, said in zip(prompts, conversations, answers, strict=True):
+            start = "User: What is in this image?"
+            if turn:
+                start = f"{prompt.pop()} {said[-1]}{END}\n{start}"
+            prompt += [start, pictures[turn], f"{END}\nAssistant:"]
+        for said, answer in zip(answers, speaker.answers(prompts), strict=True):
+            said.append(answer)
     return answers
 
 
-def image_order(speaker: Speaker, pairs: int, held_out: bool = False) -> Counter[str]:
+def image_order(speaker: Speaker, pairs: Iterable[int], held_out: bool = False) -> Counter[str]:
     """Two pictures in two turns, then the same two swapped: the answers must swap (and are counted when also right)."""
     counts: Counter[str] = Counter()
-    for number in range(pairs):
+    for number in pairs:
         rng = random.Random(2 * FIRST_SEED + number)
         one, other = fresh_scene(rng, held_out), fresh_scene(rng, held_out)
         if caption(one) == caption(other):
             continue
         pictures = [render(one, rng), render(other, rng)]
-        straight, swapped = describe_in_turn(speaker, pictures), describe_in_turn(speaker, pictures[::-1])
+        straight, swapped = describe_in_turn(speaker, [pictures, pictures[::-1]])
         counts["image order"] += 1
         counts["image order+"] += straight == swapped[::-1] and straight[0] != straight[1]
         counts["image order, answers right"] += 1
@@ -156,6 +158,29 @@ def image_order(speaker: Speaker, pairs: int, held_out: bool = False) -> Counter
             straight == swapped[::-1] == [sentence(caption(s)) for s in (one, other)]
         )
     return counts
+
+
+@dataclass(frozen=True)
+class Share:
+    """One process's part of the work: every `of`-th conversation and pair from number `first` on."""
+
+    folder: Path
+    dtype: str
+    conversations: int
+    pairs: int
+    held_out: bool
+    first: int = 0
+    of: int = 1
+
+
+def work(share: Share) -> tuple[Counter[str], list[str]]:
+    """Counts by kind and the wrong answers of one share, on one thread."""
+    torch.set_num_threads(1)
+    speaker, wrong = Speaker(share.folder, getattr(torch, share.dtype)), list[str]()
+    numbers = range(share.first, share.conversations, share.of)
+    counts = judge(speaker, [case for n in numbers for case in fresh_cases(n, share.held_out)], wrong=wrong)
+    counts += image_order(speaker, range(share.first, share.pairs, share.of), share.held_out)
+    return counts, wrong
 
 
 def target_of(kind: str) -> float | None:
@@ -188,14 +213,16 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=300, help="pairs of images for the test of image order")
     parser.add_argument("--held-out", action="store_true", help="only scenes with a pair that --hold-out leaves out")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=1, help="each on one thread")
     parser.add_argument("--show-wrong", type=int, default=0, help="how many wrong answers to print")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    speaker, wrong = Speaker(args.checkpoint, getattr(torch, args.dtype)), list[str]()
-    cases = [case for n in range(args.conversations) for case in fresh_cases(n, args.held_out)]
-    counts = judge(speaker, cases, wrong=wrong)
-    counts += image_order(speaker, args.pairs, args.held_out)
+    whole = Share(args.checkpoint, args.dtype, args.conversations, args.pairs, args.held_out)
+    shares = [replace(whole, first=i, of=args.processes) for i in range(args.processes)]
+    counts, wrong = Counter[str](), list[str]()
+    with ProcessPoolExecutor(args.processes, get_context("spawn")) as pool:
+        for part, failed in pool.map(work, shares):
+            counts += part
+            wrong += failed
     print("\n".join(random.Random(0).sample(wrong, min(len(wrong), args.show_wrong))))
     print(f"{args.conversations} conversations, right answers as history, greedy, {args.dtype}\n\n{table(counts)}")
 

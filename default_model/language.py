@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,12 @@ class SceneTable:
     latents: Tensor
     targets: Tensor
     things: ThingTable
+
+    @cached_property
+    def alike(self) -> list[int]:
+        """Rows of the scenes with several things of one name."""
+        several = (self.targets[:, :MAX_THINGS, 2] > 1).any(1)
+        return several.nonzero()[:, 0].tolist()
 
     @classmethod
     def of(
@@ -180,22 +187,25 @@ class Course:
         while True:
             rows: list[int] = []
 
-            def new_scene(rows: list[int] = rows) -> Scene:
-                rows.append(self.rng.randrange(len(self.table.scenes)))
-                return self.table.scenes[rows[-1]]
-
-            yield self.encoder.document(self._sample(new_scene), rows)
+            yield self.encoder.document(self._sample(self._chooser(rows)), rows)
 
     def long_documents(self) -> Iterator[Encoded]:
         """Conversations up to the whole context."""
         while True:
             rows: list[int] = []
 
-            def new_scene(rows: list[int] = rows) -> Scene:
-                rows.append(self.rng.randrange(len(self.table.scenes)))
-                return self.table.scenes[rows[-1]]
+            chooser = self._chooser(rows)
+            yield self.encoder.document(sample_dialogue(self.rng, chooser, MAX_IMAGES, max_turns=70, longer=4), rows)
 
-            yield self.encoder.document(sample_dialogue(self.rng, new_scene, MAX_IMAGES, max_turns=70, longer=4), rows)
+    def _chooser(self, rows: list[int]) -> Callable[[], Scene]:
+        """Takes scenes from the table and notes their rows; those with things alike, rare and hard, come more often."""
+
+        def choose() -> Scene:
+            alike = self.rng.random() < 0.25
+            rows.append(self.rng.choice(self.table.alike) if alike else self.rng.randrange(len(self.table.scenes)))
+            return self.table.scenes[rows[-1]]
+
+        return choose
 
     def _sample(self, new_scene: Callable[[], Scene]) -> Document:
         beginner = self.rng.random() > self.progress / 0.14 - 1.25

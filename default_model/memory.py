@@ -167,12 +167,12 @@ def recall_asked(memory: Memory, rng: random.Random) -> Question | None:
 
 
 RECALLERS: dict[Recaller, float] = {
-    recall_caption: 2.0,
+    recall_caption: 2.2,
     recall_color: 1.4,
     recall_shape: 0.8,
     recall_background: 1.0,
     recall_count: 0.8,
-    recall_exists: 0.8,
+    recall_exists: 1.2,
     recall_which: 1.0,
     recall_how_many: 0.5,
     compare_counts: 0.7,
