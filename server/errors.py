@@ -46,6 +46,8 @@ CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
         "conversation_busy": (409, CONFLICT),
         "idempotency_key_reused": (409, CONFLICT),
         "response_not_active": (409, CONFLICT),
+        "already_exists": (409, CONFLICT),
+        "quota_exceeded": (429, LIMIT),
         "rate_limit_exceeded": (429, LIMIT),
         "server_error": (500, FAULT),
         "server_busy": (503, FAULT),

@@ -22,10 +22,11 @@ import uvicorn
 from idefics_chat.conversation.ids import Kind, new_id
 from idefics_chat.conversation.images import ImageLimits
 from idefics_chat.inference.requests import Engine
-from idefics_chat.server.app import ServerState, Services, create_app
+from idefics_chat.server.app import create_app
 from idefics_chat.server.auth import is_loopback
 from idefics_chat.server.chat import ChatService
 from idefics_chat.server.settings import SHIPPED_MODEL, Settings
+from idefics_chat.server.state import ServerState, Services
 from idefics_chat.server.turn_preparation import TurnPreparation
 from idefics_chat.storage.errors import StorageError
 from idefics_chat.storage.store import Store

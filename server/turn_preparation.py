@@ -130,6 +130,18 @@ class TurnPreparation:
         new = self._new_response(turn, place, conversation_id, messages, images, request)
         return PreparedTurn(new, prompt, turn.max_output_tokens or self._default_max_output_tokens)
 
+    async def count_tokens(self, owner_id: str, turn: Turn) -> int:
+        """The tokens of the prompt that the turn would have now.
+
+        Raises:
+            ApiError, ConversationNotFound, ContextLengthExceeded
+        """
+        if turn.conversation_key is not None:  # looking it up would make it
+            raise ApiError("unsupported_value", "Name the conversation by its id here.", "conversation")
+        place = await self.place(owner_id, turn)
+        prepared = await self.prepare(owner_id, turn, place, place.conversation_id or "")
+        return sum(await self._engine.count_tokens(prepared.prompt))
+
     def _new_response(
         self,
         turn: Turn,

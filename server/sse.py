@@ -1,0 +1,39 @@
+"""Server-sent events: how a stream of JSON texts is written on an HTTP answer. Pure but for the streaming itself.
+
+Source: the WHATWG HTML standard, "Server-sent events". A frame's data is one line of JSON. Some clients break lines
+where Python's `splitlines` does, at more characters than the standard names: those are escaped, which JSON allows
+within its strings, the only place where they can stand.
+"""
+
+from collections.abc import AsyncIterator
+
+from starlette.responses import StreamingResponse
+
+from idefics_chat.storage.values import Event
+
+DONE = b"data: [DONE]\n\n"
+"""The end of a stream of chat completions; one of Responses ends with its last event."""
+
+_LINE_ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
+_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+
+
+def data_frame(payload: str) -> bytes:
+    """A frame without a name. `payload` is JSON without line ends between its tokens."""
+    return f"data: {payload.translate(_LINE_ENDS)}\n\n".encode()
+
+
+def event_frame(event: Event) -> bytes:
+    """A frame that is named by the event's type."""
+    return f"event: {event.type}\n".encode() + data_frame(event.payload)
+
+
+async def event_frames(events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
+    """The frames of a response's events."""
+    async for event in events:
+        yield event_frame(event)
+
+
+def streaming(frames: AsyncIterator[bytes]) -> StreamingResponse:
+    """The HTTP answer that streams the frames; no proxy is to keep them back."""
+    return StreamingResponse(frames, media_type="text/event-stream", headers=_HEADERS)
