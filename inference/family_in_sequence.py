@@ -14,6 +14,7 @@ from torch import Tensor
 
 from idefics_chat.conversation.prompt import ControlRun, Run, TextRun
 from idefics_chat.inference.family import EncodedImage, Place, PreparedImage
+from idefics_chat.inference.grouped_attention import grouped
 from idefics_chat.inference.kv_slots import (
     CacheShape,
     Chunk,
@@ -110,15 +111,17 @@ class InSequence:
     def _forward(self, embeddings: Tensor, slots: SlotTensors, step: Chunk | DecodeStep) -> Tensor:
         """Logits `(rows, vocabulary)` behind embeddings `(rows, tokens, hidden)`."""
         model, device = self._model, embeddings.device
-        implementation = model.config.get_text_config()._attn_implementation
-        output = model(
-            inputs_embeds=embeddings,
-            position_ids=position_ids(step, device),
-            attention_mask=attention_mask(step, self.cache_shape, implementation, device),
-            past_key_values=SlotCache(slots, step),
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        config = model.config.get_text_config()
+        mask = attention_mask(step, self.cache_shape, config._attn_implementation, device)
+        with grouped(config):
+            output = model(
+                inputs_embeds=embeddings,
+                position_ids=position_ids(step, device),
+                attention_mask=mask,
+                past_key_values=SlotCache(slots, step),
+                use_cache=True,
+                logits_to_keep=1,
+            )
         logits: Tensor = output.logits[:, -1]
         return logits
 

@@ -1,8 +1,13 @@
 """How much of a prompt to read between two tokens of everyone else.
 
 Streams that are running should not stall while a long prompt joins: the part that is read in one step is chosen so
-that it takes about as long as a decode step, from what both took lately.
+that it takes little longer than a decode step, from what both took lately.
 """
+
+SHARE = 1.5
+"""Time for prompts in one step, in decode steps: a gap between two tokens is then at most two and a half times as long
+as without."""
+
 
 SMOOTHING = 0.2
 """How much one more measurement moves the estimate."""
@@ -25,7 +30,7 @@ class Pace:
             return self._most_tokens
         if self._token_s is None or self._decode_s is None:
             return min(self._most_tokens, 4 * LEAST_TOKENS)
-        fitting = int(self._decode_s / max(self._token_s, 1e-9))
+        fitting = int(SHARE * self._decode_s / max(self._token_s, 1e-9))
         return max(min(LEAST_TOKENS, self._most_tokens), min(self._most_tokens, fitting))
 
     def prefilled(self, tokens: int, seconds: float) -> None:
