@@ -461,3 +461,8 @@ def kit(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         return _kit(request.getfixturevalue(request.param))
     folder = _make_in_sequence(tmp_path_factory.mktemp("kit"), **KITS[request.param])
     return _kit(load_model(str(folder), dtype="float32", device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def idefics_kit(random_model: LoadedModel) -> Any:
+    return _kit(random_model)
