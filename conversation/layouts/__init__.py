@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Protocol
 
+from idefics_chat.conversation.layouts.chat_template import idefics2_chat, idefics3_chat
 from idefics_chat.conversation.layouts.idefics import idefics_instruct
 from idefics_chat.conversation.messages import Message
 from idefics_chat.conversation.prompt import Prompt
@@ -19,7 +20,9 @@ class Layout(Protocol):
     def __call__(self, messages: Sequence[Message], instructions: str | None = None) -> Prompt: ...
 
 
-LAYOUTS: Mapping[str, Layout] = MappingProxyType({"idefics-instruct": idefics_instruct})
+LAYOUTS: Mapping[str, Layout] = MappingProxyType(
+    {"idefics-instruct": idefics_instruct, "idefics2-chat": idefics2_chat, "idefics3-chat": idefics3_chat}
+)
 
 
 def layout_named(name: str) -> Layout:

@@ -2,7 +2,7 @@
 
 Source: the chat templates of those checkpoints, which differ only in the token that begins a text:
 
-    <bos>User:<image>What is this?<end_of_utterance>\\nAssistant: A dog.<end_of_utterance>\\nAssistant:
+    <bos>User:<image>What is this?<end_of_utterance>\\nAssistant: A dog.<end_of_utterance>\\nUser: ...\\nAssistant:
 
 A message that begins with an image has no space behind its role's name. What stands for an image, with its frame, is
 the model family's business.
