@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from idefics_chat.inference.errors import EngineStopped
 from idefics_chat.inference.requests import Engine
+from idefics_chat.server.conversation_edits import ConversationEdits
 from idefics_chat.server.errors import ApiError
 from idefics_chat.server.keyed_locks import KeyedLocks
 from idefics_chat.server.recovery import recover, recover_all
@@ -46,6 +47,9 @@ class ChatService:
         self._make_id = make_id
         self._tasks = asyncio.TaskGroup()
         self._places = KeyedLocks()
+        self.edits = ConversationEdits(store, preparation, self._places, clock=clock, make_id=make_id)
+        """Changes of conversations without a turn."""
+
         self._repeats = KeyedLocks()
         self._running: dict[str, TurnRun] = {}
         self._turns: set[asyncio.Task[None]] = set()

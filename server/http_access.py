@@ -71,9 +71,9 @@ async def read_json(request: Request) -> dict[str, Any]:
 JsonBody = Annotated[dict[str, Any], Depends(read_json)]
 
 
-async def translate(request: Request, work: Callable[[dict[str, Any]], T], body: dict[str, Any]) -> T:
-    """`work(body)`, in a thread where the body that `read_json` read is long."""
-    return await asyncio.to_thread(work, body) if request.state.body_bytes > OFF_LOOP_BYTES else work(body)
+async def translate(request: Request, work: Callable[..., T], *arguments: Any) -> T:
+    """`work(*arguments)`, in a thread where the body that `read_json` read is long."""
+    return await asyncio.to_thread(work, *arguments) if request.state.body_bytes > OFF_LOOP_BYTES else work(*arguments)
 
 
 @dataclass(frozen=True, slots=True)

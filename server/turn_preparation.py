@@ -3,7 +3,7 @@
 Nothing is stored here: whatever is wrong with a turn shows before the store hears of it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,15 @@ class PreparedTurn:
 
     new: NewResponse
     prompt: Prompt
+    max_output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnstoredTurn:
+    """A turn ready to be run beside the store. `images` holds the bytes of its images by digest."""
+
+    prompt: Prompt
+    images: Mapping[str, bytes]
     max_output_tokens: int
 
 
@@ -116,19 +125,33 @@ class TurnPreparation:
         Raises:
             ApiError, ContextLengthExceeded: nothing was stored.
         """
-        checked, images = await check_messages(turn.input, self._image_limits)
+        messages, images = await self.check_input(turn, place.parent_id)
         history = await self._history(place)
-        messages = self._linked(checked, place.parent_id)
         if not messages and (not history or history[-1].role != "user"):
             raise ApiError("missing_required_parameter", "There is nothing to answer; add input.", "input")
         window, prompt = await self._fit((*history, *messages), turn)
-        request = {
-            **turn.echo(),
-            "model": self._engine.info.id,
-            "context": {"max_tokens": self._engine.info.context_tokens, "dropped_item_ids": list(window.dropped_ids)},
-        }
-        new = self._new_response(turn, place, conversation_id, messages, images, request)
+        new = self.new_response(turn, place, conversation_id, messages, images, window.dropped_ids)
         return PreparedTurn(new, prompt, turn.max_output_tokens or self._default_max_output_tokens)
+
+    async def prepare_unstored(self, turn: Turn) -> UnstoredTurn:
+        """Check and fit a turn whose input is all there is to it.
+
+        Raises:
+            ApiError, ContextLengthExceeded
+        """
+        messages, images = await self.check_input(turn, None)
+        _, prompt = await self._fit(messages, turn)
+        data = {image.digest: image.data for image in images}
+        return UnstoredTurn(prompt, data, turn.max_output_tokens or self._default_max_output_tokens)
+
+    async def check_input(self, turn: Turn, parent_id: str | None) -> tuple[tuple[Message, ...], list[StoredImage]]:
+        """The turn's messages, linked to `parent_id`, with ids of their own, and the images in them.
+
+        Raises:
+            ApiError: the first image that is refused, named by its parameter.
+        """
+        checked, images = await check_messages(turn.input, self._image_limits)
+        return self._linked(checked, parent_id), images
 
     async def count_tokens(self, owner_id: str, turn: Turn) -> int:
         """The tokens of the prompt that the turn would have now.
@@ -142,15 +165,21 @@ class TurnPreparation:
         prepared = await self.prepare(owner_id, turn, place, place.conversation_id or "")
         return sum(await self._engine.count_tokens(prepared.prompt))
 
-    def _new_response(
+    def new_response(
         self,
         turn: Turn,
         place: Place,
         conversation_id: str,
         messages: tuple[Message, ...],
         images: Sequence[StoredImage],
-        request: dict[str, Any],
+        dropped_ids: Sequence[str] = (),
     ) -> NewResponse:
+        """The turn as the store begins it; `dropped_ids` are the items that its prompt leaves out."""
+        request = {
+            **turn.echo(),
+            "model": self._engine.info.id,
+            "context": {"max_tokens": self._engine.info.context_tokens, "dropped_item_ids": list(dropped_ids)},
+        }
         return NewResponse(
             id=self._make_id("resp"),
             conversation_id=conversation_id,

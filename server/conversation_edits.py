@@ -1,0 +1,120 @@
+"""Conversations changed without a turn: made with items, added to, forked.
+
+What is added stands in the store as a turn that generates nothing, so that it is committed, ordered among turns and
+ended after a crash as any turn is. Whatever is wrong with items shows before anything is stored.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from idefics_chat.conversation.messages import Message
+from idefics_chat.server.keyed_locks import KeyedLocks
+from idefics_chat.server.response_events import EventWriter
+from idefics_chat.server.response_object import ResponseDraft
+from idefics_chat.server.turn_preparation import Place, TurnPreparation
+from idefics_chat.server.turns import InputMessage, Turn
+from idefics_chat.storage.store import Store
+from idefics_chat.storage.values import Conversation, FinishedResponse, StoredImage
+
+
+class ConversationEdits:
+    """Edits for one store. `places` are the locks that turns hold too: nothing is added in the middle of one."""
+
+    def __init__(
+        self,
+        store: Store,
+        preparation: TurnPreparation,
+        places: KeyedLocks,
+        *,
+        clock: Callable[[], float],
+        make_id: Callable[[Any], str],
+    ) -> None:
+        self._store = store
+        self._preparation = preparation
+        self._places = places
+        self._clock = clock
+        self._make_id = make_id
+
+    async def create(
+        self, owner_id: str, said: tuple[InputMessage, ...], metadata: Mapping[str, str] | None
+    ) -> Conversation:
+        """A new conversation with these messages in it.
+
+        Raises:
+            ApiError, StorageError: nothing was stored.
+        """
+        turn = Turn(input=said, generate=False)
+        self._preparation.check_request(turn)
+        messages, images = await self._preparation.check_input(turn, None)
+        return await self._filled(owner_id, metadata, messages, images)
+
+    async def append(
+        self, owner_id: str, conversation_id: str, said: tuple[InputMessage, ...], previous_item_id: str | None = None
+    ) -> tuple[Message, ...]:
+        """Add messages after the item `previous_item_id`, or after the tip; what was added. Waits for a turn.
+
+        Raises:
+            ApiError, StorageError: nothing was stored.
+        """
+        turn = Turn(said, conversation_id, previous_item_id=previous_item_id, generate=False)
+        self._preparation.check_request(turn)
+        async with self._places.hold(conversation_id):
+            place = await self._preparation.place(owner_id, turn)
+            messages, images = await self._preparation.check_input(turn, place.parent_id)
+            await self._add(owner_id, Place(conversation_id, place.parent_id), messages, images)
+        return messages
+
+    async def fork(
+        self, owner_id: str, conversation_id: str, last_item_id: str | None, metadata: Mapping[str, str] | None
+    ) -> Conversation:
+        """A new conversation with copies of the messages up to `last_item_id`, or to the tip.
+
+        Raises:
+            ConversationNotFound, ItemNotFound: nothing was stored.
+        """
+        source = await self._store.conversation(owner_id, conversation_id)
+        path = await self._store.path(source.id, last_item_id or source.tip_id)
+        return await self._filled(
+            owner_id, source.metadata if metadata is None else metadata, self._copied(path), (), source.title
+        )
+
+    async def _filled(
+        self,
+        owner_id: str,
+        metadata: Mapping[str, str] | None,
+        messages: tuple[Message, ...],
+        images: Sequence[StoredImage],
+        title: str | None = None,
+    ) -> Conversation:
+        made = await self._store.create_conversation(owner_id, metadata=metadata, id=self._make_id("conv"))
+        try:
+            if messages:
+                await self._add(owner_id, Place(made.id, None), messages, images)
+            return await self._store.update_conversation(owner_id, made.id, title=title)
+        except Exception:
+            await self._store.purge_conversation(owner_id, made.id)
+            raise
+
+    async def _add(
+        self, owner_id: str, place: Place, messages: tuple[Message, ...], images: Sequence[StoredImage]
+    ) -> None:
+        assert place.conversation_id is not None
+        new = self._preparation.new_response(
+            Turn(input=(), generate=False), place, place.conversation_id, messages, images
+        )
+        writer = EventWriter(
+            ResponseDraft(new.id, new.conversation_id, new.output_id, new.created_at, new.request, None)
+        )
+        await self._store.begin_response(owner_id, new, writer.begin(with_item=False))
+        now = self._clock()
+        closing = writer.end("completed", completed_at=now)
+        await self._store.finish_response(FinishedResponse(new.id, "completed", None, now), closing)
+
+    def _copied(self, path: Sequence[Message]) -> tuple[Message, ...]:
+        """The messages under new ids, linked as they were; their token ids stay those of record."""
+        copies: list[Message] = []
+        for message in path:
+            parent_id = copies[-1].id if copies else None
+            copies.append(replace(message, id=self._make_id("msg"), parent_id=parent_id))
+        return tuple(copies)
