@@ -16,6 +16,7 @@
     tree.py        where a message stands: depth, and jumps that find any ancestor in few steps
 
     archive.py     the format of exports, and how a stranger's is checked; exporting.py, importing.py
+    openai_messages.py  a path as a chat completion's messages, and back
     maintenance.py backup, restore, vacuum, statistics of a file; verify.py proves that one holds together
 
     models.py      the tables; migrations/ makes and changes them, schema.py runs it

@@ -1,14 +1,14 @@
 """Owners, their keys and their conversations, as units of work."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from secrets import token_hex
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, or_, select
+from sqlalchemy import Connection, bindparam, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from idefics_chat.storage import quotas, rows
-from idefics_chat.storage.errors import AlreadyExists, ConversationNotFound
+from idefics_chat.storage.errors import AlreadyExists, ConversationNotFound, KeyNotFound
 from idefics_chat.storage.models import ConversationRecord, KeyRecord, OwnerRecord, UsageRecord
 from idefics_chat.storage.prepared import Prepared
 from idefics_chat.storage.values import Conversation, Owner
@@ -24,6 +24,12 @@ OWNER_BY_KEY = (
         KeyRecord.revoked_at.is_(None),
         or_(KeyRecord.expires_at.is_(None), KeyRecord.expires_at > bindparam("now")),
     )
+)
+KEY = select(KeyRecord.__table__).where(KeyRecord.key_hash == bindparam("key_hash"))
+KEYS = (
+    select(KeyRecord.__table__)
+    .where(KeyRecord.owner_id == bindparam("owner_id"))
+    .order_by(KeyRecord.created_at, KeyRecord.key_hash)
 )
 CONVERSATION = select(ConversationRecord.__table__).where(
     ConversationRecord.id == bindparam("id"),
@@ -47,13 +53,40 @@ def get_or_create_owner(connection: Connection, name: str, now: float) -> Owner:
     return owner
 
 
-def add_key(connection: Connection, owner_id: str, key_hash: str, name: str, now: float) -> None:
+def add_key(
+    connection: Connection,
+    owner_id: str,
+    key_hash: str,
+    name: str,
+    scopes: Sequence[str],
+    expires_at: float | None,
+    now: float,
+) -> None:
     """Let a key, by its hash, act for the owner. Raises AlreadyExists when the hash is known."""
-    values = {"key_hash": key_hash, "owner_id": owner_id, "name": name, "created_at": now}
+    values = {
+        "key_hash": key_hash,
+        "owner_id": owner_id,
+        "name": name,
+        "scopes": rows.to_json(list(scopes)) if scopes else None,
+        "created_at": now,
+        "expires_at": expires_at,
+    }
     try:
         connection.execute(insert(KeyRecord), values)
     except IntegrityError as error:
         raise AlreadyExists("key", name) from error
+
+
+def revoke_key(connection: Connection, owner_id: str, name: str, now: float) -> int:
+    """End the owner's keys of that name; how many. Raises KeyNotFound when none of them still worked."""
+    ended = connection.execute(
+        update(KeyRecord)
+        .where(KeyRecord.owner_id == owner_id, KeyRecord.name == name, KeyRecord.revoked_at.is_(None))
+        .values(revoked_at=now)
+    ).rowcount
+    if not ended:
+        raise KeyNotFound(name)
+    return ended
 
 
 def create_conversation(

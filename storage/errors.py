@@ -7,8 +7,10 @@
     ├── EventOutOfOrder             an event whose number does not follow the last one's
     ├── ItemNotFound
     ├── ImageNotFound
+    ├── KeyNotFound
     ├── AlreadyExists               an id that is taken
     ├── InvalidText                 text that no encoding can hold
+    ├── InvalidMessages             OpenAI-style messages that cannot be imported
     ├── InvalidArchive              an archive that cannot be imported
     ├── QuotaExceeded               more than the owner may have
     ├── ConversationBusy            a turn is already running in the conversation
@@ -112,6 +114,19 @@ class ImageNotFound(StorageError):
         return f"There is no image {self.digest!r}; send the image itself."
 
 
+class KeyNotFound(StorageError):
+    """The owner has no key of that name that still works."""
+
+    code = "key_not_found"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"There is no key {self.name!r} that still works; use a name that the keys list gives."
+
+
 class AlreadyExists(StorageError):
     """An id that is taken: `kind` is what it was to name."""
 
@@ -133,6 +148,19 @@ class InvalidText(StorageError):
 
     def __str__(self) -> str:
         return "The text holds half a surrogate pair, which is no character; send whole characters."
+
+
+class InvalidMessages(StorageError):
+    """OpenAI-style messages that cannot be imported, and so change nothing; `reason` is half a sentence."""
+
+    code = "invalid_value"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"The messages cannot be imported: {self.reason}. Give a list of messages with role and content."
 
 
 class InvalidArchive(StorageError):

@@ -1,6 +1,5 @@
-"""Conversations out of the database: as an archive (archive.py), or as OpenAI-style messages. Both block."""
+"""Conversations out of the database, as an archive (archive.py). It blocks."""
 
-import base64
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, func, select
 
-from idefics_chat.conversation.messages import ImagePart, Message
+from idefics_chat.conversation.messages import ImagePart
 from idefics_chat.storage import archive, rows
 from idefics_chat.storage.models import (
     ConversationRecord,
@@ -19,7 +18,7 @@ from idefics_chat.storage.models import (
     ResponseRecord,
 )
 from idefics_chat.storage.reads import MESSAGE_COLUMNS
-from idefics_chat.storage.values import Conversation, ResponseRow, StoredImage
+from idefics_chat.storage.values import Conversation, ResponseRow
 
 Progress = Callable[[int, int], None]
 DATE = (1980, 1, 1, 0, 0, 0)
@@ -67,11 +66,6 @@ def export_archive(
         target.unlink(missing_ok=True)
         raise
     return len(conversations)
-
-
-def openai_messages(messages: Sequence[Message], image: Callable[[str], StoredImage]) -> list[dict[str, Any]]:
-    """Messages as the `messages` of a chat completion, images as data URLs; `image` gives one by its digest."""
-    return [{"role": message.role, "content": _content(message, image)} for message in messages]
 
 
 def _write(
@@ -146,17 +140,3 @@ def _response_lines(connection: Connection, conversation_id: str) -> Iterator[di
 def _image_line(connection: Connection, digest: str) -> dict[str, Any]:
     row = connection.execute(_ABOUT_IMAGE, {"digest": digest}).one()
     return {"digest": digest, "media_type": row.media_type, "width": row.width, "height": row.height}
-
-
-def _content(message: Message, image: Callable[[str], StoredImage]) -> str | list[dict[str, Any]]:
-    if not message.digests:
-        return message.text
-    content: list[dict[str, Any]] = []
-    for part in message.parts:
-        if isinstance(part, ImagePart):
-            found = image(part.digest)
-            data = base64.b64encode(found.data).decode("ascii")
-            content.append({"type": "image_url", "image_url": {"url": f"data:{found.media_type};base64,{data}"}})
-        else:
-            content.append({"type": "text", "text": part.text})
-    return content

@@ -4,15 +4,18 @@ And what the server does in the background: purging what was deleted long ago, r
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from idefics_chat.conversation.images import ImageLimits
 from idefics_chat.conversation.messages import Message
-from idefics_chat.storage import dialect, exporting, importing, lifecycle, listing, quotas, reads, search
+from idefics_chat.storage import dialect, exporting, importing, lifecycle, listing, quotas, reads, search, turns
 from idefics_chat.storage.archive import ArchiveLimits, read_archive
 from idefics_chat.storage.importing import Imported
 from idefics_chat.storage.listing import Order, State
+from idefics_chat.storage.openai_messages import from_openai, to_openai
 from idefics_chat.storage.opened import OpenedDatabase
 from idefics_chat.storage.values import Conversation, Hit, Limits, Page, Purged, Usage
 
@@ -154,7 +157,7 @@ class Library(OpenedDatabase):
     async def openai_messages(
         self, owner_id: str, conversation_id: str, tip_id: str | None = None
     ) -> list[dict[str, Any]]:
-        """The path to `tip_id`, or to the conversation's tip, as a chat completion's messages. See exporting.py.
+        """The path to `tip_id`, or to the conversation's tip, as a chat completion's messages. See openai_messages.py.
 
         Raises ConversationNotFound, ItemNotFound.
         """
@@ -163,7 +166,25 @@ class Library(OpenedDatabase):
             messages = await reads.path(connection, conversation_id, tip_id)
             digests = {digest for message in messages for digest in message.digests}
             images = {digest: await reads.image(connection, owner_id, digest) for digest in digests}
-        return exporting.openai_messages(messages, images.__getitem__)
+        return to_openai(messages, images.__getitem__)
+
+    async def import_openai_messages(
+        self,
+        owner_id: str,
+        messages: Any,
+        *,
+        id: str,
+        make_id: Callable[[], str],
+        limits: ImageLimits | None = None,
+    ) -> Conversation:
+        """A new conversation of a chat completion's messages; `make_id` gives the messages' ids.
+
+        Raises InvalidMessages, AlreadyExists, QuotaExceeded; then nothing is changed.
+        """
+        now = self._clock()
+        read = partial(from_openai, messages, make_id=make_id, created_at=now, limits=limits)
+        checked, images = await asyncio.to_thread(read)
+        return await self._write(turns.create_with_messages, owner_id, id, checked, images, now)
 
     # limits
 

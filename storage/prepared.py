@@ -48,8 +48,8 @@ class Prepared:
         """Write once for each of `parameters`."""
         driver(connection).executemany(self.sql, [self._with_fixed(one) for one in parameters])
 
-    def _with_fixed(self, parameters: Parameters) -> dict[str, object]:
-        return {**self._fixed, **parameters}
+    def _with_fixed(self, parameters: Parameters) -> Parameters:
+        return {**self._fixed, **parameters} if self._fixed else parameters
 
 
 def _row_maker(names: Sequence[str]) -> Callable[[Iterable[object]], Any]:

@@ -9,7 +9,7 @@ from typing import Any, cast
 from idefics_chat.conversation.messages import ImagePart, Message, Part, Role, Status, TextPart, TokenRecord
 from idefics_chat.storage.errors import IdempotencyConflict
 from idefics_chat.storage.tree import Place
-from idefics_chat.storage.values import Conversation, Event, JsonObject, NewResponse, ResponseRow, ResponseStatus
+from idefics_chat.storage.values import Conversation, Event, JsonObject, Key, NewResponse, ResponseRow, ResponseStatus
 
 TOKEN_ID_BYTES = 4
 FINISH_COLUMNS = ("status", "answered", "completed_at", "usage", "error", "incomplete_reason")
@@ -211,6 +211,12 @@ def read_conversation(row: Any) -> Conversation:
         archived_at=row.archived_at,
         deleted_at=row.deleted_at,
     )
+
+
+def read_key(row: Any) -> Key:
+    """A key from its row."""
+    scopes = tuple(from_json(row.scopes) or ())
+    return Key(row.key_hash, row.owner_id, row.name, scopes, row.created_at, row.expires_at, row.revoked_at)
 
 
 def read_messages(rows: Iterable[Any]) -> list[Message]:

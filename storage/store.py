@@ -17,6 +17,7 @@ from idefics_chat.storage.values import (
     Conversation,
     Event,
     FinishedResponse,
+    Key,
     NewResponse,
     Owner,
     ResponseRow,
@@ -40,9 +41,34 @@ class Store(Library):
             row = found.one_or_none()
         return None if row is None else Owner(*row)
 
-    async def add_key(self, owner_id: str, key_hash: str, name: str) -> None:
+    async def add_key(
+        self,
+        owner_id: str,
+        key_hash: str,
+        name: str,
+        *,
+        scopes: Sequence[str] = (),
+        expires_at: float | None = None,
+    ) -> None:
         """Let a key, by its hash, act for the owner. Raises AlreadyExists when the hash is known."""
-        await self._write(accounts.add_key, owner_id, key_hash, name, self._clock())
+        await self._write(accounts.add_key, owner_id, key_hash, name, tuple(scopes), expires_at, self._clock())
+
+    async def key(self, key_hash: str) -> Key | None:
+        """What is known of a key, also of one that no longer works; None for an unknown one."""
+        async with self._read() as connection:
+            row = (await connection.execute(accounts.KEY, {"key_hash": key_hash})).one_or_none()
+        return None if row is None else rows.read_key(row)
+
+    async def keys(self, owner_id: str) -> list[Key]:
+        """The owner's keys, oldest first, with those that no longer work."""
+        async with self._read() as connection:
+            return [
+                rows.read_key(row) for row in (await connection.execute(accounts.KEYS, {"owner_id": owner_id})).all()
+            ]
+
+    async def revoke_key(self, owner_id: str, name: str) -> int:
+        """End the owner's keys of that name; how many. Raises KeyNotFound when none of them still worked."""
+        return await self._write(accounts.revoke_key, owner_id, name, self._clock())
 
     # conversations
 
@@ -78,9 +104,15 @@ class Store(Library):
 
     # turns
 
-    async def begin_response(self, owner_id: str, new: NewResponse, events: Sequence[Event]) -> ResponseRow:
-        """Store a turn's input, images and first events; from here on it is running. See turns.begin_response."""
-        return await self._write(turns.begin_response, owner_id, new, tuple(events))
+    async def begin_response(
+        self, owner_id: str, new: NewResponse, events: Sequence[Event], *, new_conversation: bool = False
+    ) -> ResponseRow:
+        """Store a turn's input, images and first events; from here on it is running. See turns.begin_response.
+
+        With `new_conversation` its conversation is made in the same step: both are there, or neither is.
+        """
+        make_at = self._clock() if new_conversation else None
+        return await self._write(turns.begin_response, owner_id, new, tuple(events), make_at)
 
     async def append_events(self, response_id: str, events: Sequence[Event]) -> None:
         """Add to a running response's log. Raises ResponseNotFound, ResponseFinished, EventOutOfOrder."""
@@ -116,6 +148,12 @@ class Store(Library):
             return await reads.running_responses(connection)
 
     # messages and images
+
+    async def add_items(
+        self, owner_id: str, conversation_id: str, messages: Sequence[Message], images: Sequence[StoredImage] = ()
+    ) -> None:
+        """Store messages without a turn; the last becomes the conversation's tip. See turns.add_items."""
+        await self._write(turns.add_items, owner_id, conversation_id, tuple(messages), tuple(images), self._clock())
 
     async def path(self, conversation_id: str, tip_id: str | None) -> list[Message]:
         """The messages from the root to `tip_id` with parts and token ids; no image bytes. Raises ItemNotFound."""

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnClause, Connection, bindparam, delete, insert, lite
 
 from idefics_chat.conversation.messages import Message
 from idefics_chat.storage import quotas, rows, search, tree
-from idefics_chat.storage.accounts import require_conversation
+from idefics_chat.storage.accounts import create_conversation, require_conversation
 from idefics_chat.storage.dialect import insert_or_ignore
 from idefics_chat.storage.errors import (
     AlreadyExists,
@@ -32,7 +32,7 @@ from idefics_chat.storage.models import (
     ResponseRecord,
 )
 from idefics_chat.storage.prepared import ConstraintError, Prepared
-from idefics_chat.storage.values import Event, FinishedResponse, NewResponse, ResponseRow, StoredImage
+from idefics_chat.storage.values import Conversation, Event, FinishedResponse, NewResponse, ResponseRow, StoredImage
 
 _TABLES = Base.metadata.tables
 _IN_PROGRESS: ColumnClause[str] = literal_column(
@@ -92,16 +92,21 @@ _FINISH = Prepared(
 _REMOVE_MESSAGE = Prepared(delete(MessageRecord).where(MessageRecord.id == bindparam("id")))
 
 
-def begin_response(connection: Connection, owner_id: str, new: NewResponse, events: Sequence[Event]) -> ResponseRow:
+def begin_response(
+    connection: Connection, owner_id: str, new: NewResponse, events: Sequence[Event], make_at: float | None = None
+) -> ResponseRow:
     """Store a turn's input and its running response; the conversation's tip becomes the last input message.
 
-    With an idempotency key that was used before, returns that first response and stores nothing. Raises
+    The conversation is made first when `make_at`, its time, is given. With an idempotency key that was used before,
+    returns that first response and stores nothing. Raises
     IdempotencyConflict, ConversationNotFound, ConversationBusy, ItemNotFound, ImageNotFound, AlreadyExists,
     QuotaExceeded.
     """
     first = _first_of_key(connection, owner_id, new)
     if first is not None:
         return first
+    if make_at is not None:
+        create_conversation(connection, owner_id, new.conversation_id, None, None, make_at)
     conversation = require_conversation(connection, owner_id, new.conversation_id)
     places = tree.load_places(connection, new.conversation_id, new.parent_id)
     tree.check_chain(new.parent_id, [(message.id, message.parent_id) for message in new.messages])
@@ -147,6 +152,49 @@ def finish_response(connection: Connection, finished: FinishedResponse, events: 
             "incomplete_reason": finished.incomplete_reason,
         },
     )
+
+
+def add_items(
+    connection: Connection,
+    owner_id: str,
+    conversation_id: str,
+    messages: Sequence[Message],
+    images: Sequence[StoredImage],
+    at: float,
+) -> None:
+    """Store messages without a turn; the last becomes the conversation's tip. They are one chain that follows any
+    message of the conversation.
+
+    Raises ConversationNotFound, ConversationBusy, ItemNotFound, ImageNotFound, AlreadyExists, QuotaExceeded.
+    """
+    require_conversation(connection, owner_id, conversation_id)
+    running = RUNNING.one(connection, {"conversation_id": conversation_id})
+    if running is not None:
+        raise ConversationBusy(conversation_id, running.id)
+    if not messages:
+        return
+    parent_id = messages[0].parent_id
+    tree.check_chain(parent_id, [(message.id, message.parent_id) for message in messages])
+    places = tree.load_places(connection, conversation_id, parent_id)
+    tree.add_children(places, [(message.parent_id, message.id) for message in messages])
+    image_bytes = add_images(connection, owner_id, images, messages, at)
+    add_messages(connection, owner_id, conversation_id, messages, places)
+    quotas.count(connection, owner_id, messages=len(messages), image_bytes=image_bytes)
+    MOVE_TIP.run(connection, {"of": conversation_id, "to": messages[-1].id, "at": at})
+
+
+def create_with_messages(
+    connection: Connection,
+    owner_id: str,
+    conversation_id: str,
+    messages: Sequence[Message],
+    images: Sequence[StoredImage],
+    at: float,
+) -> Conversation:
+    """A new conversation that holds the messages. Raises what creating and adding raise."""
+    create_conversation(connection, owner_id, conversation_id, None, None, at)
+    add_items(connection, owner_id, conversation_id, messages, images, at)
+    return rows.read_conversation(require_conversation(connection, owner_id, conversation_id))
 
 
 def add_images(

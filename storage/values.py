@@ -20,6 +20,19 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True)
+class Key:
+    """What is known of an API key: never the key itself. An empty `scopes` allows everything."""
+
+    key_hash: str
+    owner_id: str
+    name: str
+    scopes: tuple[str, ...]
+    created_at: float
+    expires_at: float | None
+    revoked_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class StoredImage:
     """An image as it was sent. `digest` is the hex sha256 of `data`; sizes are in pixels."""
 

@@ -16,6 +16,7 @@ from idefics_chat.storage.errors import (
     AlreadyExists,
     ConversationNotFound,
     InvalidArchive,
+    InvalidMessages,
     ItemNotFound,
     QuotaExceeded,
 )
@@ -282,3 +283,43 @@ async def test_a_conversation_reads_as_openai_messages(archive, store, owner):
         await store.openai_messages((await store.owner("bob")).id, "conv_1")
     with pytest.raises(ItemNotFound):
         await store.openai_messages(owner.id, "conv_1", "msg_x")
+
+
+async def test_openai_messages_make_a_conversation_that_reads_as_they_did(archive, store, owner, other):
+    eve = await other.owner("eve")
+    ids = iter(range(100))
+    messages = [
+        {"role": "system", "content": "Be short."},
+        *await store.openai_messages(owner.id, "conv_1"),
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+    ]
+    made = await other.import_openai_messages(eve.id, messages, id="conv_9", make_id=lambda: f"msg_{next(ids)}")
+    assert await other.openai_messages(eve.id, "conv_9") == messages
+    assert (await other.conversation(eve.id, "conv_9")) == made
+    assert await other.image(eve.id, picture("red").digest) == picture("red")
+
+
+WRONG = [
+    None,
+    {},
+    ["text"],
+    [{"role": "user"}],
+    [{"role": "tool", "content": "x"}],
+    [{"role": ["user"], "content": "x"}],
+    [{"role": "user", "content": 7}],
+    [{"role": "user", "content": [{"type": "input_audio"}]}],
+    [{"role": "user", "content": [{"type": "text", "text": 7}]}],
+    [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}]}],
+    [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,!!"}}]}],
+    [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}],
+    [{"role": "assistant", "content": [{"type": "input_image", "image_url": 7}]}],
+    [{"role": "user", "content": "fine"}, {"role": "user", "content": None}],
+]
+
+
+@pytest.mark.parametrize("messages", WRONG, ids=range(len(WRONG)))
+async def test_wrong_openai_messages_are_refused_and_change_nothing(other, messages):
+    eve = await other.owner("eve")
+    with pytest.raises(InvalidMessages, match="cannot be imported"):
+        await other.import_openai_messages(eve.id, messages, id="conv_9", make_id=lambda: "msg")
+    assert (await other.usage(eve.id)).conversations == 0

@@ -15,10 +15,11 @@ from idefics_chat.storage.errors import (
     ImageNotFound,
     InvalidText,
     ItemNotFound,
+    KeyNotFound,
     ResponseFinished,
     ResponseNotFound,
 )
-from idefics_chat.storage.values import FinishedResponse
+from idefics_chat.storage.values import FinishedResponse, Key
 
 pytestmark = pytest.mark.anyio
 
@@ -38,6 +39,30 @@ async def test_a_key_hash_is_added_only_once(store, owner):
     await store.add_key(owner.id, "hash", "laptop")
     with pytest.raises(AlreadyExists, match="laptop"):
         await store.add_key(owner.id, "hash", "laptop")
+
+
+async def test_a_key_that_has_expired_or_was_revoked_acts_for_nobody(store, owner):
+    await store.add_key(owner.id, "old", "phone", expires_at=999.0)
+    await store.add_key(owner.id, "new", "laptop", expires_at=1_001.0, scopes=["read"])
+    assert await store.owner_of_key("old") is None
+    assert await store.owner_of_key("new") == owner
+    assert await store.revoke_key(owner.id, "laptop") == 1
+    assert await store.owner_of_key("new") is None
+    with pytest.raises(KeyNotFound, match="laptop"):
+        await store.revoke_key(owner.id, "laptop")
+    with pytest.raises(KeyNotFound):
+        await store.revoke_key((await store.owner("bob")).id, "phone")
+
+
+async def test_keys_are_listed_with_what_they_may_do_and_when_they_ended(store, owner):
+    await store.add_key(owner.id, "h1", "phone", scopes=["read", "write"])
+    await store.add_key(owner.id, "h2", "laptop")
+    await store.revoke_key(owner.id, "laptop")
+    phone, laptop = await store.keys(owner.id)
+    assert phone == Key("h1", owner.id, "phone", ("read", "write"), 1_000.0, None, None) == await store.key("h1")
+    assert (laptop.scopes, laptop.revoked_at) == ((), 1_000.0)
+    assert await store.key("h3") is None
+    assert await store.keys((await store.owner("bob")).id) == []
 
 
 async def test_a_conversation_is_read_back_as_it_was_made(store, owner):
@@ -189,6 +214,40 @@ async def test_a_key_is_its_owners_own(store, owner, talk):
     mine = await store.begin_response(owner.id, talk.new("conv_1", key="k", request_hash="h"), [])
     theirs = await store.begin_response(bob.id, talk.new("conv_2", key="k", request_hash="g"), [])
     assert mine.id != theirs.id
+
+
+async def test_a_turn_and_its_new_conversation_are_stored_together_or_not_at_all(store, owner, talk):
+    new = talk.new("conv_1", images=[talk.image()])
+    with pytest.raises(ImageNotFound):
+        await store.begin_response(owner.id, replace(new, images=()), [], new_conversation=True)
+    with pytest.raises(ConversationNotFound):
+        await store.conversation(owner.id, "conv_1")
+    row = await store.begin_response(owner.id, new, [], new_conversation=True)
+    assert (await store.conversation(owner.id, "conv_1")).tip_id == row.tip_id
+    with pytest.raises(AlreadyExists):
+        await store.begin_response(owner.id, talk.new("conv_1"), [], new_conversation=True)
+
+
+async def test_a_repeated_first_turn_makes_no_second_conversation(store, owner, talk):
+    row = await store.begin_response(owner.id, talk.new("conv_1", key="k"), [], new_conversation=True)
+    assert await store.begin_response(owner.id, talk.new("conv_2", key="k"), [], new_conversation=True) == row
+    assert [one.id for one in (await store.conversations(owner.id)).items] == ["conv_1"]
+
+
+async def test_items_are_added_without_a_turn_but_not_into_one(store, owner, talk):
+    await store.create_conversation(owner.id, id="conv_1")
+    image = talk.image()
+    first = talk.user(None, "one", [image])
+    second = Message("msg_answer", "assistant", (TextPart("two"),), first.id)
+    await store.add_items(owner.id, "conv_1", [first, second], [image])
+    assert await store.path("conv_1", "msg_answer") == [first, second]
+    assert (await store.conversation(owner.id, "conv_1")).tip_id == "msg_answer"
+    await store.add_items(owner.id, "conv_1", [])
+    row = await store.begin_response(owner.id, talk.new("conv_1", "msg_answer"), [])
+    with pytest.raises(ConversationBusy):
+        await store.add_items(owner.id, "conv_1", [talk.user(row.tip_id, "three")])
+    with pytest.raises(ConversationNotFound):
+        await store.add_items((await store.owner("bob")).id, "conv_1", [talk.user(None, "x")])
 
 
 async def test_a_second_turn_at_once_is_refused_with_the_running_ones_id(store, owner, talk):
