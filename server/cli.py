@@ -1,15 +1,14 @@
 """The command line: `idefics-chat`."""
 
-import asyncio
 import logging
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 
 from idefics_chat import __version__
-from idefics_chat.server.settings import Settings
+from idefics_chat.server import cli_conversations, cli_database, cli_keys
+from idefics_chat.server.cli_common import Database, run_to_end, settings_of
 
 app = typer.Typer(
     help="Conversations with IDEFICS-family vision-language models.",
@@ -17,10 +16,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=True,
 )
-keys = typer.Typer(help="Keys that let clients in.", no_args_is_help=True)
-app.add_typer(keys, name="keys")
-
-_DATABASE = typer.Option(help="SQLite file, or an SQLAlchemy URL. [default: ./idefics-chat.db]")
+app.add_typer(cli_keys.app, name="keys")
+app.add_typer(cli_database.app, name="db")
+app.add_typer(cli_conversations.app, name="conversations")
 
 
 def main() -> None:
@@ -55,7 +53,7 @@ def about(
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. [default: 8000]")] = None,
-    database: Annotated[str | None, _DATABASE] = None,
+    database: Database = None,
     model: Annotated[
         str | None, typer.Option(help="The shipped model, a hub name or a folder. [default: idefics-shapes]")
     ] = None,
@@ -79,57 +77,13 @@ def serve(
         "require_key": require_key,
         "allowed_origins": tuple(allowed_origins) if allowed_origins else None,
     }
-    settings = _settings(given)
+    settings = settings_of(given)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from idefics_chat.server.serving import serve as run
 
-    _run(run(settings, _TerminalReporter()))
-
-
-@keys.command("create")
-def keys_create(
-    name: Annotated[str, typer.Argument(help="Whose key it is: each name is an owner of conversations.")],
-    database: Annotated[str | None, _DATABASE] = None,
-) -> None:
-    """Make a key for NAME and print it, this once: only its hash is kept."""
-    _run(_create_key(_settings({"database": database}).database, name))
-
-
-async def _create_key(database: str, name: str) -> None:
-    from idefics_chat.server.auth import key_hash, make_key
-    from idefics_chat.storage.store import Store
-
-    store = await Store.open(database)
-    try:
-        owner = await store.owner(name)
-        key = make_key()
-        await store.add_key(owner.id, key_hash(key), name)
-    finally:
-        await store.close()
-    typer.echo(key)
-
-
-def _settings(given: dict[str, Any]) -> Settings:
-    try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        for problem in error.errors(include_url=False, include_input=False):
-            name = ".".join(str(part) for part in problem["loc"])
-            typer.echo(f"error: setting {name}: {problem['msg']}", err=True)
-        raise typer.Exit(2) from None
-
-
-def _run(work: Any) -> None:
-    """Run to the end; of a group of errors the first is the one to tell."""
-    try:
-        asyncio.run(work)
-    except ExceptionGroup as group:
-        error: Exception = group
-        while isinstance(error, ExceptionGroup):
-            error = error.exceptions[0]
-        raise error from None
+    run_to_end(run(settings, _TerminalReporter()))
 
 
 class _TerminalReporter:

@@ -1,0 +1,69 @@
+"""`idefics-chat keys`: the keys that let clients in."""
+
+import time
+from typing import Annotated
+
+import typer
+
+from idefics_chat.server.auth import key_hash, make_key
+from idefics_chat.server.cli_common import Database, opened_store, run_to_end
+from idefics_chat.storage.values import Key
+
+DAY_S = 86_400
+
+app = typer.Typer(help="Keys that let clients in.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="Whose key it is: each name is an owner of conversations.")]
+
+
+@app.command()
+def create(
+    name: Name,
+    expires_in_days: Annotated[float | None, typer.Option(min=0, help="For how long; without, for good.")] = None,
+    database: Database = None,
+) -> None:
+    """Make a key for NAME and print it, this once: only its hash is kept."""
+    run_to_end(_create(database, name, expires_in_days))
+
+
+async def _create(database: str | None, name: str, expires_in_days: float | None) -> None:
+    expires_at = None if expires_in_days is None else time.time() + expires_in_days * DAY_S
+    async with opened_store(database) as store:
+        owner = await store.owner(name)
+        key = make_key()
+        await store.add_key(owner.id, key_hash(key), name, expires_at=expires_at)
+    typer.echo(key)
+
+
+@app.command("list")
+def list_(name: Name, database: Database = None) -> None:
+    """The keys of NAME, with those that no longer work; the keys themselves are kept nowhere."""
+    run_to_end(_list(database, name))
+
+
+async def _list(database: str | None, name: str) -> None:
+    async with opened_store(database) as store:
+        for key in await store.keys((await store.owner(name)).id):
+            typer.echo(_line(key, time.time()))
+
+
+@app.command()
+def revoke(name: Name, database: Database = None) -> None:
+    """End the keys of NAME, at once; its conversations stay."""
+    run_to_end(_revoke(database, name))
+
+
+async def _revoke(database: str | None, name: str) -> None:
+    async with opened_store(database) as store:
+        count = await store.revoke_key((await store.owner(name)).id, name)
+    typer.echo(f"{count} keys of {name} were revoked.")
+
+
+def _line(key: Key, now_s: float) -> str:
+    state = "works"
+    if key.revoked_at is not None:
+        state = "revoked"
+    elif key.expires_at is not None and key.expires_at <= now_s:
+        state = "expired"
+    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(key.created_at))
+    return f"{key.key_hash[:12]}  {made}  {state}"
