@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from idefics_chat.inference.errors import EngineStopped
-from idefics_chat.inference.requests import Engine
+from idefics_chat.inference.requests import Engine, Generation, GenerationRequest
 from idefics_chat.server.conversation_edits import ConversationEdits
 from idefics_chat.server.errors import ApiError
 from idefics_chat.server.keyed_locks import KeyedLocks
@@ -61,6 +61,14 @@ class ChatService:
     def model(self) -> str:
         """The model's id."""
         return self._engine.info.id
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return self._clock()
+
+    def new_id(self, kind: str) -> str:
+        """A new id that says what it names."""
+        return self._make_id(kind)
 
     @property
     def running(self) -> int:
@@ -114,6 +122,27 @@ class ChatService:
         # Where the asker goes away, awaiting cancels the future: a turn that still waits is withdrawn by that, one
         # that is being committed goes on.
         return await accepted
+
+    async def generate(self, turn: Turn) -> Generation:
+        """An answer that is not stored, to the turn's input alone. It is the caller's: to be read to its end, or
+        cancelled.
+
+        Raises:
+            ApiError, ConversationError, InferenceError
+        """
+        self._preparation.check_request(turn)
+        if self._stopping:
+            raise EngineStopped
+        prepared = await self._preparation.prepare_unstored(turn)
+        return await self._engine.submit(
+            GenerationRequest(
+                prompt=prepared.prompt,
+                load_image=prepared.load_image,
+                sampling=turn.sampling,
+                max_output_tokens=prepared.max_output_tokens,
+                stop=turn.stop,
+            )
+        )
 
     async def count_input_tokens(self, owner_id: str, turn: Turn) -> int:
         """How many tokens the turn's prompt has, images and history counted. Nothing is stored.

@@ -15,7 +15,9 @@ DONE = b"data: [DONE]\n\n"
 """The end of a stream of chat completions; one of Responses ends with its last event."""
 
 _LINE_ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
-_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+SSE_TYPE = "text/event-stream"
+SSE_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+"""No cache and no proxy is to keep frames back."""
 
 
 def data_frame(payload: str) -> bytes:
@@ -35,5 +37,5 @@ async def event_frames(events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
 
 
 def streaming(frames: AsyncIterator[bytes]) -> StreamingResponse:
-    """The HTTP answer that streams the frames; no proxy is to keep them back."""
-    return StreamingResponse(frames, media_type="text/event-stream", headers=_HEADERS)
+    """The HTTP answer that streams the frames."""
+    return StreamingResponse(frames, media_type=SSE_TYPE, headers=SSE_HEADERS)

@@ -51,6 +51,10 @@ class UnstoredTurn:
     images: Mapping[str, bytes]
     max_output_tokens: int
 
+    async def load_image(self, digest: str) -> bytes:
+        """The engine's way to an image's bytes."""
+        return self.images[digest]
+
 
 class TurnPreparation:
     """Prepares turns for one engine and one store. `max_images` and `max_text` bound one turn's input."""
