@@ -11,7 +11,7 @@ PROGRESS := grep --line-buffered -E '^(Collecting|Downloading|Building|Installin
 SETUP := pyproject.toml constraints.txt
 PACKAGES := $(shell git ls-files -co --exclude-standard -- '*.py' 'default_model/checkpoint/*' 'storage/migrations/*' 2>/dev/null)
 
-.PHONY: serve test lint types coverage clean
+.PHONY: serve test torture lint types coverage clean
 
 serve: $(VENV)/installed
 	@$(VENV)/bin/idefics-chat serve $(ARGS)
@@ -19,6 +19,9 @@ serve: $(VENV)/installed
 test: $(VENV)/installed-test lint types
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m coverage erase
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --cov --cov-report=term
+
+torture: $(VENV)/installed-test
+	@$(VENV)/bin/python -m tests.torture $(or $(ARGS),--kills 1000)
 
 lint: $(VENV)/installed-test
 	@$(VENV)/bin/ruff check .
