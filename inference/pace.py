@@ -4,10 +4,8 @@ Streams that are running should not stall while a long prompt joins: the part th
 that it takes little longer than a decode step, from what both took lately.
 """
 
-SHARE = 1.5
-"""Time for prompts in one step, in decode steps: a gap between two tokens is then at most two and a half times as long
-as without."""
-
+SHARE = 1.0
+"""Time for prompts in one step, in decode steps: a gap between two tokens is then about twice as long as without."""
 
 SMOOTHING = 0.2
 """How much one more measurement moves the estimate."""
@@ -24,13 +22,17 @@ class Pace:
         self._token_s: float | None = None
         self._decode_s: float | None = None
 
-    def prefill_tokens(self, decoding: int) -> int:
-        """Tokens of prompts to read in this step, `decoding` requests waiting for their next token meanwhile."""
+    def prefill_tokens(self, decoding: int, joining: int = 1) -> int:
+        """Tokens of prompts to read in this step, while `decoding` requests wait for their next token.
+
+        Where more are `joining` than are decoding, they get more of the time: a batch that fills soon is best for all.
+        """
         if not decoding:
             return self._most_tokens
         if self._token_s is None or self._decode_s is None:
             return min(self._most_tokens, 4 * LEAST_TOKENS)
-        fitting = int(SHARE * self._decode_s / max(self._token_s, 1e-9))
+        share = SHARE * max(1.0, joining / decoding)
+        fitting = int(share * self._decode_s / max(self._token_s, 1e-9))
         return max(min(LEAST_TOKENS, self._most_tokens), min(self._most_tokens, fitting))
 
     def prefilled(self, tokens: int, seconds: float) -> None:

@@ -66,6 +66,11 @@ class Scheduler:
         return not self._waiting and not self._rows.running
 
     @property
+    def is_reading(self) -> bool:
+        """Whether a prompt is being read just now."""
+        return self._rows.reading is not None
+
+    @property
     def waiting(self) -> int:
         """Requests that have no row yet."""
         return len(self._waiting)
@@ -152,7 +157,9 @@ class Scheduler:
 
     def _read_prompts(self) -> None:
         """Read as much of the prompts as the pace allows in one step."""
-        left = self._pace.prefill_tokens(len(self._rows.decoding))
+        decoding = len(self._rows.decoding)
+        joining = min(self._limits.max_running - decoding, len(self._waiting) + self.is_reading)
+        left = self._pace.prefill_tokens(decoding, joining)
         while left > 0 and (job := self._next_to_read()) is not None:
             started = self._clock()
             try:

@@ -100,7 +100,11 @@ class SlotRows:
         return False
 
     def _shapes(self, rows: int, tokens: int) -> list[tuple[int, int]]:
-        """Shapes that would do: the present one, with room to grow, or exactly what is needed."""
+        """Shapes that would do: the largest of all where that leaves half of the budget to parked prefixes, so that
+        nothing is ever moved; else the present one, one with room to grow, or exactly what is needed."""
+        largest = (self._max_rows, self._max_tokens)
+        if 2 * self.tensors.bytes_of(*largest) <= self._budget_bytes:
+            return [largest]
         tokens = max([tokens, *(job.needed_tokens for job in self.decoding)])
         roomy = min(self._max_tokens, -(-tokens // TOKEN_STEP) * TOKEN_STEP)
         fitting = [(min(self._max_rows, 1 << (rows - 1).bit_length()), roomy), (rows, tokens)]
