@@ -2,12 +2,14 @@
 
 import hashlib
 import itertools
+import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from idefics_chat.conversation.messages import ImagePart, Message, Part, TextPart, TokenRecord
+from idefics_chat.storage import maintenance
 from idefics_chat.storage.store import Store
 from idefics_chat.storage.values import Event, FinishedResponse, NewResponse, Owner, ResponseRow, StoredImage
 
@@ -83,8 +85,17 @@ def database(tmp_path: Path) -> Path:
     return tmp_path / "idefics-chat.db"
 
 
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database that the migrations have made, to be copied: they take longer than most tests do."""
+    file = tmp_path_factory.mktemp("empty") / "empty.db"
+    maintenance.upgrade(str(file))
+    return file
+
+
 @pytest.fixture
-async def store(database: Path) -> AsyncIterator[Store]:
+async def store(database: Path, empty_database: Path) -> AsyncIterator[Store]:
+    shutil.copyfile(empty_database, database)
     opened = await Store.open(str(database), clock=lambda: 1_000.0)
     yield opened
     await opened.close()

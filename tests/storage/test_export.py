@@ -5,6 +5,7 @@ import base64
 import hashlib
 import io
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -59,7 +60,8 @@ async def archive(store, owner, talk, tmp_path) -> Path:
 
 
 @pytest.fixture
-async def other(tmp_path):
+async def other(tmp_path, empty_database):
+    shutil.copyfile(empty_database, tmp_path / "other.db")
     opened = await Store.open(str(tmp_path / "other.db"), clock=lambda: 5.0)
     yield opened
     await opened.close()

@@ -1,10 +1,12 @@
 """Titles, archive, deletion with undo, purge that says what it deleted, retention of logs, limits."""
 
 import sqlite3
+import time
 from dataclasses import replace
 
 import pytest
 
+from idefics_chat.storage import dialect
 from idefics_chat.storage.errors import (
     AlreadyExists,
     ConversationBusy,
@@ -136,6 +138,18 @@ async def test_what_is_purged_is_nowhere_in_the_files(store, owner, talk, databa
     assert b"something to keep" in everything
     assert secret.encode() not in everything
     assert b"secretpixels" not in everything
+
+
+async def test_a_purge_does_not_wait_for_a_long_read(store, owner, talk):
+    await store.create_conversation(owner.id, id="conv_1")
+    await talk.turn(store, owner, "conv_1")
+    with dialect.snapshot(store._url) as connection:
+        connection.exec_driver_sql("SELECT count(*) FROM messages").scalar_one()
+        started = time.monotonic()
+        await store.purge_conversation(owner.id, "conv_1")
+        assert time.monotonic() - started < dialect.BUSY_TIMEOUT_MS / 2_000
+        assert connection.exec_driver_sql("SELECT count(*) FROM messages").scalar_one() == 2
+    await store.create_conversation(owner.id, id="conv_2")
 
 
 async def test_a_long_conversation_is_purged(store, owner, talk):
