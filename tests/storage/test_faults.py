@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sqlite3
+import subprocess
 
 import pytest
 
@@ -70,6 +71,48 @@ async def test_on_a_full_disk_each_turn_is_either_stored_or_told(store, owner, t
     assert sorted(row.id for row in await store.running_responses()) == sorted(row.id for row in kept)
     await store.close()
     assert sound(database)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MiB of its own, and what makes it larger."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("only the superuser may mount a small file system")
+    yield folder, lambda: subprocess.run(["mount", "-o", "remount,size=8m", str(folder)], check=True)
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+async def talk_on(store, owner, talk, acknowledged: list[str]) -> None:
+    """Turn after turn with an image each; `acknowledged` gets the ids of the messages of whole turns."""
+    for number in range(200):
+        images = [talk.image(bytes([number]) * 30_000)]
+        tip = acknowledged[-1] if acknowledged else None
+        row = await store.begin_response(owner.id, talk.new("conv_1", tip, images=images), talk.events(1))
+        await store.finish_response(talk.finished(row), talk.events(1, 1))
+        acknowledged += [*row.input_ids, row.output_id]
+
+
+async def test_a_really_full_disk_is_told_and_nothing_acknowledged_is_lost(small_disk, talk):
+    folder, make_larger = small_disk
+    full = await Store.open(str(folder / "a.db"))
+    try:
+        owner = await full.owner("ada")
+        await full.create_conversation(owner.id, id="conv_1")
+        acknowledged: list[str] = []
+        with pytest.raises(DatabaseUnavailable, match=r"full; free some space|disk failed"):
+            await talk_on(full, owner, talk, acknowledged)
+        assert len(acknowledged) > 10
+        assert [message.id for message in await full.path("conv_1", acknowledged[-1])] == acknowledged
+        make_larger()
+        for row in await full.running_responses():
+            await full.finish_response(talk.finished(row), [])
+        await talk.turn(full, owner, "conv_1", acknowledged[-1])
+    finally:
+        await full.close()
+    assert verify(folder / "a.db").problems == ()
 
 
 async def test_a_read_only_database_is_read_and_says_that_it_cannot_be_written(store, owner, talk, database):
