@@ -1,7 +1,8 @@
 """Choosing the next token of one request from its logits.
 
-The order is that of transformers' `generate`: repetition penalty, bad words, temperature, top-k, top-p, min-p. Each
-request has its own random generator, so that a seed gives the same tokens whoever else is being served.
+The order is that of transformers' `generate`: repetition penalty, bad words, temperature, top-k, top-p, min-p; the
+presence penalty, which it lacks, comes before all. Each request has its own random generator, so that a seed gives the
+same tokens whoever else is being served.
 """
 
 from collections.abc import Iterable
@@ -28,6 +29,7 @@ class Sampler:
         self.banned = torch.tensor(sorted(banned_ids), dtype=torch.long)
         self._prompt_ids = torch.tensor(sorted(set(prompt_ids)), dtype=torch.long)
         self._seen: Tensor | None = None
+        self._said: set[int] = set()
         self._warpers: Any = _warpers(params)
         self._generator = torch.Generator(device="cpu")
         if params.seed is None:
@@ -38,7 +40,8 @@ class Sampler:
     @property
     def is_greedy(self) -> bool:
         """Whether the choice is just the likeliest token that is not banned."""
-        return self._params.temperature == 0 and self._params.repetition_penalty == 1
+        params = self._params
+        return params.temperature == 0 and params.repetition_penalty == 1 and params.presence_penalty == 0
 
     def choose(self, logits: Tensor) -> int:
         """The next token's id, from float logits `(vocabulary,)` on any device; they are not changed.
@@ -51,13 +54,16 @@ class Sampler:
             raise FloatingPointError("the model's logits are not finite; a wider dtype (bfloat16, float32) may help")
         scores[self.banned] = -torch.inf
         token_id = self._draw(scores) if self._params.temperature > 0 else int(scores.argmax())
+        self._said.add(token_id)
         if self._seen is not None:
             self._seen[token_id] = True
         return token_id
 
     def _penalised(self, scores: Tensor) -> Tensor:
-        """The repetition penalty (arXiv:1909.05858) on all that stands in the prompt or was said."""
-        penalty = self._params.repetition_penalty
+        """The presence penalty on what was said; the repetition penalty (arXiv:1909.05858) on the prompt too."""
+        penalty, presence = self._params.repetition_penalty, self._params.presence_penalty
+        if presence and self._said:
+            scores[sorted(self._said)] -= presence
         if penalty == 1:
             return scores
         if self._seen is None:

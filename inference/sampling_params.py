@@ -12,8 +12,8 @@ class SamplingParams:
     """Sampling of one request; the defaults are greedy decoding.
 
     `temperature` 0 takes the likeliest token; above 0 it draws. `top_p` in (0, 1], `min_p` in [0, 1], `top_k` 0 for
-    all, `repetition_penalty` 1 for none (above 1 makes repeats less likely, as in transformers), `seed` None for a
-    fresh one.
+    all, `repetition_penalty` 1 for none (above 1 makes repeats less likely, as in transformers), `presence_penalty`
+    taken off the logit of every token that the answer holds already, `seed` None for a fresh one.
 
     Raises:
         InvalidSampling: on construction, for a value out of its range.
@@ -25,6 +25,7 @@ class SamplingParams:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+    presence_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -50,5 +51,6 @@ _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "top_k": (lambda v: _whole(v) and 0 <= v <= 1_000_000, "must be a whole number from 0 (all) up."),
     "min_p": (lambda v: 0 <= v <= 1, "must be between 0 and 1."),
     "repetition_penalty": (lambda v: 0.1 <= v <= 10, "must be between 0.1 and 10."),
+    "presence_penalty": (lambda v: -2 <= v <= 2, "must be between -2 and 2."),
     "seed": (lambda v: _whole(v) and -(2**63) <= v < 2**63, "must be a 64-bit whole number."),
 }

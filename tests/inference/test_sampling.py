@@ -102,6 +102,12 @@ def test_sampling_is_that_of_transformers_generate(temperature, top_p, top_k, mi
     assert drawn(params, 5, prompt, banned) == ids[len(prompt) :]
 
 
+def test_a_presence_penalty_falls_on_what_was_said_and_not_on_the_prompt():
+    logits = torch.tensor([2.0, 1.5, 0.0])
+    sampler = Sampler(SamplingParams(presence_penalty=1.0), [0], [])
+    assert [sampler.choose(logits) for _ in range(3)] == [0, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -113,6 +119,7 @@ def test_sampling_is_that_of_transformers_generate(temperature, top_p, top_k, mi
         ("top_k", -1),
         ("top_k", 2.5),
         ("min_p", 2),
+        ("presence_penalty", 2.1),
         ("repetition_penalty", 0),
         ("seed", 2**63),
         ("seed", 1.5),
