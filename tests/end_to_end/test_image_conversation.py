@@ -78,19 +78,6 @@ def test_the_same_seed_gives_the_same_answer(client: Client, red_circle: bytes) 
 Event = dict[str, Any]
 
 
-@pytest.fixture(scope="session")
-def ramble(server: ServerProcess, red_circle: bytes) -> dict[str, Any]:
-    """Sampling with which the small model, asked about the red circle, talks for long. The penalty falls on the end
-    token too, since the prompt holds it; a seed makes it the same every time."""
-    with Client(server.url) as client:
-        for seed in range(40):
-            sampling = {"temperature": 2, "repetition_penalty": 10, "seed": seed, "max_output_tokens": 500}
-            client.send("response.create", input=[message(QUESTION, red_circle)], **sampling)
-            if sum(event["type"] == "response.output_text.delta" for event in client.events()) > 150:
-                return sampling
-    raise AssertionError("with no seed did the model talk for long")
-
-
 def start_rambling(client: Client, image: bytes, sampling: dict[str, Any], pieces: int) -> tuple[list[Event], str]:
     """An answer that is still running after `pieces` deltas; its events so far and its response's id."""
     client.send("response.create", input=[message(QUESTION, image)], **sampling)
