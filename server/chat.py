@@ -17,6 +17,7 @@ from idefics_chat.server.errors import ApiError
 from idefics_chat.server.keyed_locks import KeyedLocks
 from idefics_chat.server.recovery import recover, recover_all
 from idefics_chat.server.response_log import ResponseLog
+from idefics_chat.server.stored_log import stored_log
 from idefics_chat.server.turn_preparation import TurnPreparation
 from idefics_chat.server.turn_run import TurnRun
 from idefics_chat.server.turns import Turn
@@ -47,7 +48,7 @@ class ChatService:
         self._make_id = make_id
         self._tasks = asyncio.TaskGroup()
         self._places = KeyedLocks()
-        self.edits = ConversationEdits(store, preparation, self._places, clock=clock, make_id=make_id)
+        self.edits = ConversationEdits(store, preparation, self._places, make_id=make_id)
         """Changes of conversations without a turn."""
 
         self._repeats = KeyedLocks()
@@ -174,7 +175,7 @@ class ChatService:
             ResponseNotFound: no such response of this owner.
         """
         row = await self._store.response(owner_id, response_id)
-        return (await self._log_of(row)).read(after)
+        return (await self._log_of(owner_id, row)).read(after)
 
     async def _take(self, owner_id: str, turn: Turn, accepted: asyncio.Future[ResponseLog]) -> None:
         """A turn's whole life. Never raises: what goes wrong before it is accepted goes to the asker."""
@@ -225,7 +226,7 @@ class ChatService:
                 _tell(accepted, run.log)
                 await run.run()
             else:  # the same key was committed by another turn meanwhile
-                _tell(accepted, await self._log_of(row))
+                _tell(accepted, await self._log_of(owner_id, row))
         finally:
             run.cancel()  # where it was not committed; one that has ended is past that
             del self._running[run.log.response_id]
@@ -240,13 +241,13 @@ class ChatService:
         if turn.idempotency_key is None:
             return None
         row = await self._store.find_response_by_key(owner_id, turn.idempotency_key, turn.request_hash)
-        return None if row is None else await self._log_of(row)
+        return None if row is None else await self._log_of(owner_id, row)
 
-    async def _log_of(self, row: ResponseRow) -> ResponseLog:
+    async def _log_of(self, owner_id: str, row: ResponseRow) -> ResponseLog:
         if (run := self._running.get(row.id)) is not None:
             return run.log
         log = ResponseLog(row.id, row.conversation_id)
-        log.publish(await self._store.events(row.id))
+        log.publish(await stored_log(self._store, owner_id, row))
         log.close()
         return log
 

@@ -25,6 +25,7 @@ from idefics_chat.inference.requests import Engine
 from idefics_chat.server.app import create_app
 from idefics_chat.server.auth import is_loopback
 from idefics_chat.server.chat import ChatService
+from idefics_chat.server.housekeeping import Retention, keep_house
 from idefics_chat.server.settings import SHIPPED_MODEL, Settings
 from idefics_chat.server.state import ServerState, Services
 from idefics_chat.server.turn_preparation import TurnPreparation
@@ -74,6 +75,8 @@ async def serve(settings: Settings, reporter: Reporter) -> None:
                     reporter.loading(settings.model, address)
                     engine = await _unless_stopped(serving, functools.partial(load_engine, settings))
                     if engine is not None:
+                        keeper = tasks.create_task(keep_house(store, retention_of(settings), time.time))
+                        serving.add_done_callback(lambda _: keeper.cancel())
                         state.services = Services(
                             store, await stack.enter_async_context(_chat(store, engine, settings))
                         )
@@ -113,6 +116,11 @@ def load_engine(settings: Settings) -> Engine:
     source = str(checkpoint_path()) if settings.model == SHIPPED_MODEL else settings.model
     loaded = load_model(source, dtype=settings.dtype, quantization=settings.quantization, device=settings.device)
     return create_engine(loaded, model_id=model_id(settings.model))
+
+
+def retention_of(settings: Settings) -> Retention:
+    """How long to keep logs and what was deleted."""
+    return Retention(settings.event_log_retention_s, settings.deleted_retention_s)
 
 
 def model_id(model: str) -> str:

@@ -30,6 +30,14 @@ class Settings(BaseSettings):
     max_images_per_turn: int = Field(16, gt=0, description="Most images in one turn.")
     max_text_characters: int = Field(200_000, gt=0, description="Most characters of text in one turn.")
     default_max_output_tokens: int = Field(512, gt=0, description="Longest answer where the request names no limit.")
+    event_log_retention_s: float = Field(
+        7 * 86_400.0,
+        ge=60,
+        description="How long streamed events are kept after an answer's end, for clients to resume.",
+    )
+    deleted_retention_s: float = Field(
+        30 * 86_400.0, ge=0, description="How long a deleted conversation can be taken back before it is purged."
+    )
     drain_s: float = Field(5.0, ge=0, description="How long a stopping server waits for what is under way.")
 
     def database_path(self) -> Path | None:

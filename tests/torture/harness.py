@@ -82,6 +82,7 @@ class TalkingClient:
             turn.streamed += event.get("delta", "")
             if event["type"] in ENDS:
                 turn.end = event["response"]
+                assert turn.end["status"] != "failed", f"a turn failed: {turn.end['error']}"
 
 
 @dataclass

@@ -1,0 +1,42 @@
+"""What the server does for the store in the background: removes event logs after their retention time, and purges
+what was deleted longer ago than it can be taken back."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from idefics_chat.storage.errors import StorageError
+from idefics_chat.storage.store import Store
+
+INTERVAL_S = 600.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long to keep what is not needed for the conversations themselves, in seconds."""
+
+    event_logs_s: float
+    deleted_s: float
+
+
+async def keep_house(
+    store: Store, retention: Retention, clock: Callable[[], float], interval_s: float = INTERVAL_S
+) -> None:
+    """Until cancelled. A store that cannot be written now is tried again the next time."""
+    while True:
+        try:
+            await clean(store, retention, clock())
+        except StorageError as error:
+            _log.warning("old logs and deleted conversations stay for now: %s", error)
+        await asyncio.sleep(interval_s)
+
+
+async def clean(store: Store, retention: Retention, now_s: float) -> None:
+    """Remove once what is past its time."""
+    logs = await store.remove_old_logs(now_s - retention.event_logs_s)
+    purged = await store.purge_deleted(now_s - retention.deleted_s)
+    if logs or purged.conversations:
+        _log.info("removed the event logs of %d answers, purged %d conversations", logs, purged.conversations)
