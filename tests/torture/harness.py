@@ -44,6 +44,7 @@ class TalkingClient:
     def __init__(self, number: int, image: bytes, rng: random.Random) -> None:
         self.conversation_key = f"torture:{number}"
         self.turns: list[Turn] = []
+        self.complaint: AssertionError | None = None
         self._image = image
         self._rng = rng
 
@@ -58,6 +59,8 @@ class TalkingClient:
                     self._finish(client, self.turns[-1])
         except (ConnectionClosed, OSError, EOFError):
             return
+        except AssertionError as error:
+            self.complaint = error
 
     def _new_turn(self) -> Turn:
         turn = Turn(f"say {uuid.uuid4().hex}")
@@ -115,6 +118,9 @@ def torture(database: Path, image: bytes, kills: int, seed: int, say: Callable[[
             for thread in threads:
                 thread.join(30)
                 assert not thread.is_alive(), "a client hangs"
+            for client in clients:
+                if client.complaint is not None:
+                    raise client.complaint
         check_streams(clients, seen)
         check_database(database, clients)
         tally.kills = kill + 1
