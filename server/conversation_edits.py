@@ -1,7 +1,6 @@
 """Conversations changed without a turn: made with items, added to, forked.
 
-What is added stands in the store as a turn that generates nothing, so that it is committed, ordered among turns and
-ended after a crash as any turn is. Whatever is wrong with items shows before anything is stored.
+Whatever is wrong with items shows before anything is stored.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,12 +9,10 @@ from typing import Any
 
 from idefics_chat.conversation.messages import Message
 from idefics_chat.server.keyed_locks import KeyedLocks
-from idefics_chat.server.response_events import EventWriter
-from idefics_chat.server.response_object import ResponseDraft
-from idefics_chat.server.turn_preparation import Place, TurnPreparation
+from idefics_chat.server.turn_preparation import TurnPreparation
 from idefics_chat.server.turns import InputMessage, Turn
 from idefics_chat.storage.store import Store
-from idefics_chat.storage.values import Conversation, FinishedResponse, StoredImage
+from idefics_chat.storage.values import Conversation, StoredImage
 
 
 class ConversationEdits:
@@ -27,13 +24,11 @@ class ConversationEdits:
         preparation: TurnPreparation,
         places: KeyedLocks,
         *,
-        clock: Callable[[], float],
         make_id: Callable[[Any], str],
     ) -> None:
         self._store = store
         self._preparation = preparation
         self._places = places
-        self._clock = clock
         self._make_id = make_id
 
     async def create(
@@ -62,7 +57,7 @@ class ConversationEdits:
         async with self._places.hold(conversation_id):
             place = await self._preparation.place(owner_id, turn)
             messages, images = await self._preparation.check_input(turn, place.parent_id)
-            await self._add(owner_id, Place(conversation_id, place.parent_id), messages, images)
+            await self._store.add_items(owner_id, conversation_id, messages, images)
         return messages
 
     async def fork(
@@ -89,27 +84,11 @@ class ConversationEdits:
     ) -> Conversation:
         made = await self._store.create_conversation(owner_id, metadata=metadata, id=self._make_id("conv"))
         try:
-            if messages:
-                await self._add(owner_id, Place(made.id, None), messages, images)
+            await self._store.add_items(owner_id, made.id, messages, images)
             return await self._store.update_conversation(owner_id, made.id, title=title)
         except Exception:
             await self._store.purge_conversation(owner_id, made.id)
             raise
-
-    async def _add(
-        self, owner_id: str, place: Place, messages: tuple[Message, ...], images: Sequence[StoredImage]
-    ) -> None:
-        assert place.conversation_id is not None
-        new = self._preparation.new_response(
-            Turn(input=(), generate=False), place, place.conversation_id, messages, images
-        )
-        writer = EventWriter(
-            ResponseDraft(new.id, new.conversation_id, new.output_id, new.created_at, new.request, None)
-        )
-        await self._store.begin_response(owner_id, new, writer.begin(with_item=False))
-        now = self._clock()
-        closing = writer.end("completed", completed_at=now)
-        await self._store.finish_response(FinishedResponse(new.id, "completed", None, now), closing)
 
     def _copied(self, path: Sequence[Message]) -> tuple[Message, ...]:
         """The messages under new ids, linked as they were; their token ids stay those of record."""
