@@ -133,6 +133,8 @@ def driver(connection: Connection) -> sqlite3.Connection:
 
 def meaning(error: BaseException) -> StorageError | None:
     """What a driver's error means for the caller, None for one that says nothing of the database or the values."""
+    if "no such module: fts5" in str(error):
+        return DatabaseUnavailable("This Python's SQLite lacks FTS5; use a Python whose sqlite3 module has it.")
     if isinstance(error, exc.TimeoutError):
         return DatabaseUnavailable("The database is busy with other reads; send again a little later.")
     for cause in _causes(error):

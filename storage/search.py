@@ -82,7 +82,7 @@ def index_all(connection: Connection) -> None:
     found = driver(connection).execute(_ALL)
     driver(connection).executemany(
         "INSERT INTO message_search (rowid, owner, text) VALUES (?, ?, ?)",
-        ((part_id, owner_id, segmented(text)) for part_id, owner_id, text in found.fetchall()),
+        ((part_id, owner_id, segmented(text)) for part_id, owner_id, text in found),
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from idefics_chat.storage.archive import ArchiveLimits
+from idefics_chat.storage.archive import ArchiveLimits, read_archive
 from idefics_chat.storage.errors import (
     AlreadyExists,
     ConversationNotFound,
@@ -268,6 +268,28 @@ async def test_any_cut_or_changed_byte_is_refused_or_changes_nothing_that_was_ch
     with pytest.raises(InvalidArchive):
         await other.import_archive(eve.id, broken)
     assert (await other.usage(eve.id)).conversations == 0
+
+
+async def test_an_archive_that_changes_after_it_was_checked_adds_nothing(archive, tmp_path):
+    checked = read_archive(archive)
+    repacked(archive, archive.with_name("other.zip"), lambda files: files | {f"images/{RED}": b"other"}).replace(
+        archive
+    )
+    with pytest.raises(InvalidArchive, match="changed"):
+        list(checked.with_bytes([RED]))
+
+
+async def test_an_export_that_fails_leaves_no_file_and_progress_is_told(store, owner, archive, tmp_path):
+    told = []
+    await store.export_archive(owner.id, tmp_path / "a.zip", None, lambda done, total: told.append((done, total)))
+    assert told == [(0, 2), (1, 2)]
+
+    def stop(done: int, total: int) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        await store.export_archive(owner.id, tmp_path / "b.zip", None, stop)
+    assert not (tmp_path / "b.zip").exists()
 
 
 async def test_a_conversation_reads_as_openai_messages(archive, store, owner):
