@@ -57,6 +57,7 @@ class ChatCompletionCreate(WireModel):
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    presence_penalty: float | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
     n: int | None = None

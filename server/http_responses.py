@@ -51,7 +51,7 @@ async def create_response(request: Request, caller: Admitted, body: JsonBody) ->
         return streaming(event_frames(log.read()))
     if turn.background:
         return JSONResponse(await find_response(caller, log.response_id))
-    return JSONResponse(await _final(caller, log))
+    return JSONResponse(await _final(log))
 
 
 @router.post("/input_tokens")
@@ -137,12 +137,8 @@ def page_of(ids: tuple[str, ...], page: PageQuery) -> tuple[tuple[str, ...], boo
     return ordered[start : start + page.limit], len(ordered) > start + page.limit
 
 
-async def _final(caller: Caller, log: ResponseLog) -> Json:
-    """The Response of the log's last event; the stored one, where the log was removed."""
-    last = None
-    async for last in log.read():  # noqa: B007
-        pass
-    if last is None:
-        return await find_response(caller, log.response_id)
+async def _final(log: ResponseLog) -> Json:
+    """The Response that the log's last event shows, once it is there."""
+    *_, last = [event async for event in log.read()]
     response: Json = json.loads(last.payload)["response"]
     return response

@@ -20,6 +20,9 @@ MAX_STOP_CHARACTERS = 256
 _TRANSPORT_FIELDS = {"type", "stream_id", "idempotency_key", "stream", "client_metadata"}
 
 
+StreamId = Annotated[str, Field(max_length=256)]
+
+
 class ConversationRef(WireModel):
     """A conversation by id, or ours: by the embedder's own key."""
 
@@ -41,6 +44,7 @@ class ResponseCreate(WireModel):
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    presence_penalty: float | None = None
     seed: int | None = None
     num_beams: int | None = None
     stop: str | list[str] | None = None
@@ -51,7 +55,7 @@ class ResponseCreate(WireModel):
     store: bool | None = None
     background: bool | None = None
     idempotency_key: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    stream_id: Annotated[str, Field(max_length=256)] | None = None
+    stream_id: StreamId | None = None
 
 
 class ResponseCancel(WireModel):
@@ -60,12 +64,19 @@ class ResponseCancel(WireModel):
     response_id: str
 
 
+class ResponseInterrupt(WireModel):
+    """The `response.interrupt` event. Whatever its mode, what was said is kept."""
+
+    response_id: str
+    stream_id: StreamId | None = None
+
+
 class ResponseResume(WireModel):
     """The `response.resume` event."""
 
     response_id: str
     starting_after: Annotated[int, Field(ge=-1)] = -1
-    stream_id: Annotated[str, Field(max_length=256)] | None = None
+    stream_id: StreamId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +95,14 @@ class CancelCommand:
 
 
 @dataclass(frozen=True, slots=True)
+class InterruptCommand:
+    """End a response as a cancel does, and say on the lane `stream_id` whether that was possible."""
+
+    response_id: str
+    stream_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class ResumeCommand:
     """Send the events of a response numbered above `starting_after`, then those that come."""
 
@@ -92,7 +111,7 @@ class ResumeCommand:
     stream_id: str | None
 
 
-Command = CreateCommand | CancelCommand | ResumeCommand
+Command = CreateCommand | CancelCommand | InterruptCommand | ResumeCommand
 
 
 def parse_event(event: dict[str, Any], frames: Sequence[bytes] = ()) -> Command:
@@ -108,6 +127,9 @@ def parse_event(event: dict[str, Any], frames: Sequence[bytes] = ()) -> Command:
             return CreateCommand(_turn(create, event, frames), create.stream_id)
         case "response.cancel":
             return CancelCommand(validate(ResponseCancel, event).response_id)
+        case "response.interrupt":
+            interrupt = validate(ResponseInterrupt, event)
+            return InterruptCommand(interrupt.response_id, interrupt.stream_id)
         case "response.resume":
             resume = validate(ResponseResume, event)
             return ResumeCommand(resume.response_id, resume.starting_after, resume.stream_id)

@@ -21,6 +21,7 @@ from idefics_chat.server.responses_request import (
     CancelCommand,
     Command,
     CreateCommand,
+    InterruptCommand,
     ResumeCommand,
     parse_event,
 )
@@ -126,11 +127,25 @@ class ResponsesSocket:
                 self._enqueue(command)
             case CancelCommand(response_id):
                 await self._chat.cancel(self._owner_id, response_id)
+            case InterruptCommand(response_id, stream_id):
+                await self._interrupt(response_id, stream_id)
             case ResumeCommand(response_id, starting_after, stream_id):
                 if len(self._senders) >= MAX_LANES:
                     raise ApiError("rate_limit_exceeded", f"At most {MAX_LANES} streams run on one connection; wait.")
                 events = await self._chat.follow(self._owner_id, response_id, starting_after)
                 self._spawn(self._stream(events, stream_id))
+
+    async def _interrupt(self, response_id: str, stream_id: str | None) -> None:
+        """Too late is no error of the turn: clients would take an error event for its end."""
+        event: dict[str, object] = {"type": "response.interrupt.accepted", "response_id": response_id}
+        try:
+            await self._chat.cancel(self._owner_id, response_id)
+        except Exception as error:  # noqa: BLE001  every failure is told in the event that is for it
+            api_error = as_api_error(error)
+            told = {"code": api_error.code, "message": api_error.message}
+            event = {"type": "response.interrupt.failed", "response_id": response_id, "error": told}
+        text = json.dumps({**event, "sequence_number": 0}, ensure_ascii=False, separators=(",", ":"))
+        await self._send(on_lane(text, stream_id))
 
     def _enqueue(self, command: CreateCommand) -> None:
         lane = self._lanes.get(command.stream_id)

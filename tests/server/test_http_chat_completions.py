@@ -58,10 +58,21 @@ def test_the_newer_name_of_the_limit_goes_before_the_older() -> None:
 
 def test_sampling_stops_and_unknown_fields_are_read_as_in_responses() -> None:
     request = parse_completion(
-        HI | {"temperature": 0.5, "top_p": 0.9, "seed": 7, "stop": "\n", "tools": [], "user": "x", "logprobs": None}
+        HI
+        | {
+            "temperature": 0.5,
+            "top_p": 0.9,
+            "presence_penalty": 1.5,
+            "seed": 7,
+            "stop": "\n",
+            "tools": [],
+            "user": "x",
+            "logprobs": None,
+        }
     )
     sampling = request.turn.sampling
     assert (sampling.temperature, sampling.top_p, sampling.seed, request.turn.stop) == (0.5, 0.9, 7, ("\n",))
+    assert sampling.presence_penalty == 1.5
     with pytest.raises(InvalidSampling):
         parse_completion(HI | {"temperature": 3.0})
 

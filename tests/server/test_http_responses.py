@@ -54,10 +54,13 @@ def a_picture(png: bytes) -> Json:
 async def test_a_response_is_given_when_it_has_ended_and_found_again_as_it_was(
     world: World, client: httpx.AsyncClient
 ) -> None:
-    made = (await create(client, world, "Hel", "lo", metadata={"a": "b"}, some_new_field=[1])).json()
+    made = (
+        await create(client, world, "Hel", "lo", metadata={"a": "b"}, presence_penalty=0.5, some_new_field=[1])
+    ).json()
     response = responses.Response.model_validate(made)
     assert (response.output_text, response.status, response.metadata) == ("Hello", "completed", {"a": "b"})
     assert (await client.get(f"/v1/responses/{made['id']}")).json() == made
+    assert world.engine.asked[0].request.sampling.presence_penalty == 0.5
 
 
 async def test_a_stream_is_the_log_and_ends_without_a_marker(world: World, client: httpx.AsyncClient) -> None:

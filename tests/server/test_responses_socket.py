@@ -84,6 +84,38 @@ async def test_a_cancel_does_not_wait_for_the_turn_it_ends(world: World) -> None
         assert (await line.until("response.incomplete"))["response"]["status"] == "cancelled"
 
 
+async def test_an_interrupt_is_accepted_before_the_end_that_it_brings(world: World) -> None:
+    async with connected(world) as line:
+        line.say("response.create", input="Hi", stream_id="a")
+        created = await line.until("response.created")
+        (await world.engine.turn(0)).say("Hel")
+        response_id = created["response"]["id"]
+        line.say("response.interrupt", response_id=response_id, mode="discard_partial_items", stream_id="b")
+        accepted = await line.until("response.interrupt.accepted", "response.incomplete")
+        assert (accepted["type"], accepted["response_id"], accepted["stream_id"]) == (
+            "response.interrupt.accepted",
+            response_id,
+            "b",
+        )
+        ended = (await line.until("response.incomplete"))["response"]
+        assert (ended["status"], ended["output"][0]["content"][0]["text"]) == ("cancelled", "Hel")
+
+
+async def test_an_interrupt_that_comes_too_late_fails_without_an_error_event(world: World) -> None:
+    async with connected(world) as line:
+        line.say("response.create", input="Hi")
+        created = await line.until("response.created")
+        (await world.engine.turn(0)).end()
+        await line.until("response.completed")
+        for response_id, code in (
+            (created["response"]["id"], "response_not_active"),
+            ("resp_x", "response_not_found"),
+        ):
+            line.say("response.interrupt", response_id=response_id)
+            failed = await line.until("response.interrupt.failed", "error")
+            assert (failed["type"], failed["error"]["code"]) == ("response.interrupt.failed", code)
+
+
 async def test_a_client_that_goes_away_leaves_its_turn_running(world: World) -> None:
     async with connected(world) as line:
         line.say("response.create", input="Hi")
