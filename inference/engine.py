@@ -10,10 +10,12 @@ import logging
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from uuid import uuid4
 
 from idefics_chat.conversation.images import decode_image
-from idefics_chat.conversation.prompt import Prompt
+from idefics_chat.conversation.prompt import Prompt, TextRun
 from idefics_chat.inference.answer import Answer
 from idefics_chat.inference.errors import EngineBusy, EngineStopped, GenerationFailed, PromptTooLong
 from idefics_chat.inference.families import family_of
@@ -22,7 +24,7 @@ from idefics_chat.inference.generation import LocalGeneration
 from idefics_chat.inference.job import Job
 from idefics_chat.inference.loader import LoadedModel
 from idefics_chat.inference.prompt_encoder import EncodedPrompt, PromptEncoder
-from idefics_chat.inference.requests import GenerationRequest, ImageLoader, ModelInfo
+from idefics_chat.inference.requests import GenerationRequest, GenerationResult, ImageLoader, ModelInfo
 from idefics_chat.inference.sampling import Sampler
 from idefics_chat.inference.scheduler import Scheduler, SchedulerLimits
 
@@ -91,19 +93,32 @@ class LocalEngine:
         Raises:
             PromptTooLong, EngineBusy, EngineStopped: nothing was queued. What `load_image` raises comes through.
         """
-        self._reserve()
-        try:
-            job = await self._job(request)
-            with self._wake:
-                if self._stopping:
-                    raise EngineStopped
-                self._arrived.append(job)
-                self._wake.notify_all()
-        finally:
-            with self._wake:
-                self._accepted -= 1
-        assert isinstance(job.sink, LocalGeneration)
-        return job.sink
+        return (await self._enqueue([request]))[0][1]
+
+    async def score(self, prompt: Prompt, continuations: Sequence[str], load_image: ImageLoader) -> tuple[float, ...]:
+        """Log-likelihood (natural, summed over its tokens) of each text as what comes next after the prompt.
+
+        What the prompt and the continuations begin with is computed once.
+
+        Raises:
+            As `submit`; EngineStopped, GenerationFailed: it was under way.
+        """
+        shared = f"score {uuid4()}"
+        requests = [
+            GenerationRequest(
+                Prompt((*prompt.runs, TextRun(text)), (*prompt.owners, None)),
+                load_image,
+                max_output_tokens=0,
+                cache_key=shared,
+            )
+            for text in continuations
+        ]
+        queued = await self._enqueue(requests, scored=True)
+        for _, generation in queued:
+            results = [item async for item in generation if isinstance(item, GenerationResult)]
+            if results[-1].finish_reason != "length":
+                raise EngineStopped
+        return tuple(job.score for job, _ in queued)
 
     async def aclose(self) -> None:
         """Stop: running and waiting requests end with finish_reason "stopped" and what they had said. Idempotent."""
@@ -113,6 +128,23 @@ class LocalEngine:
         await asyncio.to_thread(self._thread.join)
 
     # -- before a request is queued
+
+    async def _enqueue(
+        self, requests: Sequence[GenerationRequest], scored: bool = False
+    ) -> list[tuple[Job, LocalGeneration]]:
+        """Queue requests together, in one place of the queue."""
+        self._reserve()
+        try:
+            queued = [await self._job(request, scored) for request in requests]
+            with self._wake:
+                if self._stopping:
+                    raise EngineStopped
+                self._arrived += [job for job, _ in queued]
+                self._wake.notify_all()
+        finally:
+            with self._wake:
+                self._accepted -= 1
+        return queued
 
     def _reserve(self) -> None:
         """Take a place in the queue, or refuse."""
@@ -124,7 +156,8 @@ class LocalEngine:
                 raise EngineBusy(self._scheduler.expected_wait_s(ahead))
             self._accepted += 1
 
-    async def _job(self, request: GenerationRequest) -> Job:
+    async def _job(self, request: GenerationRequest, scored: bool) -> tuple[Job, LocalGeneration]:
+        """A job for a request; `scored`: the last run of its prompt is to be scored."""
         arrived_s = time.monotonic()
         prepared = await self._prepared(request.prompt, request.load_image)
         prompt = await self._encode(request.prompt)
@@ -134,18 +167,21 @@ class LocalEngine:
         images = await self._images(request, prepared)
         max_tokens = room if request.max_output_tokens is None else min(request.max_output_tokens, room)
         facts = self._loaded.facts
-        return Job(
+        generation = LocalGeneration(asyncio.get_running_loop(), self._notify)
+        job = Job(
             prompt=prompt,
             places=self._family.places(prompt.images),
             images=images,
             answer=Answer(facts.backend, self._loaded.end_ids, max_tokens, request.stop, request.prompt.answer_prefix),
             sampler=Sampler(request.sampling, prompt.ids, self._banned),
-            sink=LocalGeneration(asyncio.get_running_loop(), self._notify),
+            sink=generation,
             max_tokens=max_tokens,
             group=request.cache_key,
             deadline_s=None if request.timeout_s is None else arrived_s + request.timeout_s,
             arrived_s=arrived_s,
+            scored_from=len(prompt) - prompt.run_lengths[-1] if scored else None,
         )
+        return job, generation
 
     async def _prepared(self, prompt: Prompt, load: ImageLoader | None) -> dict[str, PreparedImage]:
         """Make those images ready whose place in a prompt is not known yet."""

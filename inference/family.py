@@ -98,8 +98,10 @@ class Family(Protocol):
         images: Mapping[str, EncodedImage],
         slots: SlotTensors,
         step: Chunk,
+        keep: int = 1,
     ) -> Tensor:
-        """Run a chunk of a prompt; the last token's logits `(vocabulary,)`. `images` has all that `places` name."""
+        """Run a chunk of a prompt; logits `(keep, vocabulary)` of its last tokens. `images` has all that `places`
+        name."""
         ...
 
     def decode(self, ids: Sequence[int], slots: SlotTensors, step: DecodeStep) -> Tensor:

@@ -100,6 +100,7 @@ class Idefics:
         images: Mapping[str, EncodedImage],
         slots: SlotTensors,
         step: Chunk,
+        keep: int = 1,
     ) -> Tensor:
         digests = list(dict.fromkeys(place[0] for place in places if place is not None))
         sees = torch.zeros(1, len(ids), max(1, len(digests)), dtype=torch.long)
@@ -111,17 +112,24 @@ class Idefics:
             projected = [torch.cat(stack)[None] for stack in stacks]
         else:
             projected = [self._no_image(projection, 1) for projection in self._projections]
-        return self._forward([list(ids)], sees, projected, slots, step)[0]
+        return self._forward([list(ids)], sees, projected, slots, step, keep)[0]
 
     def decode(self, ids: Sequence[int], slots: SlotTensors, step: DecodeStep) -> Tensor:
         rows = len(ids)
         projected = [kept[:rows] for kept in self._row_projections]
-        return self._forward([[index] for index in ids], self._row_sees[:rows, None, None], projected, slots, step)
+        sees = self._row_sees[:rows, None, None]
+        return self._forward([[index] for index in ids], sees, projected, slots, step, 1)[:, 0]
 
     def _forward(
-        self, ids: list[list[int]], sees: Tensor, projected: list[Tensor], slots: SlotTensors, step: Chunk | DecodeStep
+        self,
+        ids: list[list[int]],
+        sees: Tensor,
+        projected: list[Tensor],
+        slots: SlotTensors,
+        step: Chunk | DecodeStep,
+        keep: int,
     ) -> Tensor:
-        """Logits `(rows, vocabulary)`. The stock forward wants embeddings of the images' shape, and asks the
+        """Logits `(rows, keep, vocabulary)`. The stock forward wants embeddings of the images' shape, and asks the
         projections for what to make of them; those give what was projected before."""
         model, device = self._model, self._model.device
         width = model.config.vision_config.embed_dim
@@ -136,13 +144,13 @@ class Idefics:
                 image_attention_mask=sees.to(device),
                 past_key_values=SlotCache(slots, step),
                 use_cache=True,
-                logits_to_keep=1,
+                logits_to_keep=keep,
                 **{self._embeddings_name: shape},
             )
         finally:
             for projection in self._projections:
                 projection.ready = None
-        logits: Tensor = output.logits[:, -1]
+        logits: Tensor = output.logits
         return logits
 
     def _no_image(self, projection: "_Projection", rows: int) -> Tensor:

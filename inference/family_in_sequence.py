@@ -96,6 +96,7 @@ class InSequence:
         images: Mapping[str, EncodedImage],
         slots: SlotTensors,
         step: Chunk,
+        keep: int = 1,
     ) -> Tensor:
         embeddings = self._embed(torch.tensor([list(ids)], device=self._model.device))
         for digest in {place[0] for place in places if place is not None}:
@@ -103,13 +104,14 @@ class InSequence:
             columns = [column for column, place in enumerate(places) if place is not None and place[0] == digest]
             rows = [place[1] % len(features) for place in places if place is not None and place[0] == digest]
             embeddings[0, columns] = features[rows].to(embeddings.device, embeddings.dtype)
-        return self._forward(embeddings, slots, step)[0]
+        return self._forward(embeddings, slots, step, keep)[0]
 
     def decode(self, ids: Sequence[int], slots: SlotTensors, step: DecodeStep) -> Tensor:
-        return self._forward(self._embed(torch.tensor(ids, device=self._model.device)[:, None]), slots, step)
+        embeddings = self._embed(torch.tensor(ids, device=self._model.device)[:, None])
+        return self._forward(embeddings, slots, step, 1)[:, 0]
 
-    def _forward(self, embeddings: Tensor, slots: SlotTensors, step: Chunk | DecodeStep) -> Tensor:
-        """Logits `(rows, vocabulary)` behind embeddings `(rows, tokens, hidden)`."""
+    def _forward(self, embeddings: Tensor, slots: SlotTensors, step: Chunk | DecodeStep, keep: int) -> Tensor:
+        """Logits `(rows, keep, vocabulary)` behind embeddings `(rows, tokens, hidden)`."""
         model, device = self._model, embeddings.device
         config = model.config.get_text_config()
         mask = attention_mask(step, self.cache_shape, config._attn_implementation, device)
@@ -120,9 +122,9 @@ class InSequence:
                 attention_mask=mask,
                 past_key_values=SlotCache(slots, step),
                 use_cache=True,
-                logits_to_keep=1,
+                logits_to_keep=keep,
             )
-        logits: Tensor = output.logits[:, -1]
+        logits: Tensor = output.logits
         return logits
 
     def _processor_options(self) -> dict[str, Any]:

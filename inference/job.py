@@ -27,7 +27,8 @@ class Sink(Protocol):
 @dataclass(slots=True, eq=False)
 class Job:
     """One request. `filled` tokens of `ids` have their keys and values in the cache, in row `row`; `ids` grows with
-    what is generated. `images` holds each image of the prompt, prepared or encoded already."""
+    what is generated. `images` holds each image of the prompt, prepared or encoded already. Where `scored_from` is set,
+    `score` becomes the log-likelihood of the prompt's tokens from there on, given those before."""
 
     prompt: EncodedPrompt
     places: list[Place | None]
@@ -39,6 +40,8 @@ class Job:
     group: Hashable | None = None
     deadline_s: float | None = None
     arrived_s: float = 0.0
+    scored_from: int | None = None
+    score: float = 0.0
     ids: list[int] = field(init=False)
     keys: list[TokenKey] = field(init=False)
     row: int = -1
@@ -53,6 +56,11 @@ class Job:
     def needed_tokens(self) -> int:
         """Tokens of cache that the request may come to use."""
         return len(self.prompt) + self.max_tokens
+
+    @property
+    def reusable_tokens(self) -> int:
+        """Tokens of the prompt that need not be run: of the others the logits are wanted, of the last one always."""
+        return (len(self.prompt) if self.scored_from is None else self.scored_from) - 1
 
     @property
     def is_read(self) -> bool:

@@ -200,13 +200,16 @@ class Scheduler:
             return 0
         step = Chunk(job.row, job.filled, end)
         images = job.encoded_images()
-        logits = self._family.prefill(job.ids[job.filled : end], places, images, self._rows.tensors, step)
+        keep = _scored_tokens(job, end)
+        logits = self._family.prefill(job.ids[job.filled : end], places, images, self._rows.tensors, step, keep)
+        if job.scored_from is not None and end >= job.scored_from:
+            job.score += _log_likelihood(logits, job.ids[end - keep + 1 : end + 1])
         read, job.filled = end - job.filled, end
         if job.is_read:
             last = job.places[-1]
             job.images = {last[0]: images[last[0]]} if last is not None else {}
             self._family.set_row(job.row, images[last[0]] if last is not None else None)
-            self._begin(job, logits)
+            self._begin(job, logits[-1])
         return read
 
     def _begin(self, job: Job, logits: Tensor) -> None:
@@ -274,7 +277,7 @@ class Scheduler:
     def _decode_alone(self, job: Job) -> Tensor:
         step = Chunk(job.row, job.filled, job.filled + 1)
         places = [self._family.place_after(job.places[-1])]
-        return self._family.prefill([job.ids[job.filled]], places, job.encoded_images(), self._rows.tensors, step)
+        return self._family.prefill([job.ids[job.filled]], places, job.encoded_images(), self._rows.tensors, step)[0]
 
     def _greedy(self, jobs: list[Job], logits: Tensor) -> list[int | None]:
         """The likeliest allowed token of each row that asks for no more than that; None for the others."""
@@ -320,3 +323,18 @@ class Scheduler:
         counters.parked_device_bytes_now = rows.parked.device_bytes
         counters.parked_host_bytes_now = rows.parked.host_bytes
         counters.feature_bytes_now = self._features.used_bytes
+
+
+def _scored_tokens(job: Job, end: int) -> int:
+    """Of how many tokens of a chunk that ends at `end` the logits are wanted: of the last, and of all that stand
+    right before one that is scored."""
+    if job.scored_from is None or end < job.scored_from:
+        return 1
+    return end - max(job.filled, job.scored_from - 1)
+
+
+def _log_likelihood(logits: Tensor, following: list[int]) -> float:
+    """Log-likelihood of the tokens that follow those of `logits` `(tokens, vocabulary)`; the last may have none."""
+    chances = logits[: len(following)].float().log_softmax(dim=-1)
+    targets = torch.tensor(following, device=logits.device)
+    return float(chances.gather(1, targets[:, None]).sum())

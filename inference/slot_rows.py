@@ -41,8 +41,7 @@ class SlotRows:
         job.row, job.filled = row, 0
         self.reading = job
         prefix, common = (None, 0) if job.group is None else self.parked.find(job.group, job.keys)
-        # The last token is always run: its logits choose the first token of the answer.
-        job.filled = job.cached_tokens = min(common, len(job.prompt) - 1)
+        job.filled = job.cached_tokens = min(common, job.reusable_tokens)
         if prefix is not None and job.filled:
             self.tensors.fill(row, prefix.key_values, job.filled)
         return True
