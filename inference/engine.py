@@ -11,15 +11,17 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import uuid4
+
+import torch
 
 from idefics_chat.conversation.images import decode_image
 from idefics_chat.conversation.prompt import Prompt, TextRun
 from idefics_chat.inference.answer import Answer
 from idefics_chat.inference.errors import EngineBusy, EngineStopped, GenerationFailed, PromptTooLong
 from idefics_chat.inference.families import family_of
-from idefics_chat.inference.family import EncodedImage, PreparedImage
+from idefics_chat.inference.family import EncodedImage, Family, PreparedImage
 from idefics_chat.inference.generation import LocalGeneration
 from idefics_chat.inference.job import Job
 from idefics_chat.inference.loader import LoadedModel
@@ -33,6 +35,9 @@ logger = logging.getLogger(__name__)
 KNOWN_IMAGES = 100_000
 """Images whose place in a prompt is remembered, a few dozen bytes each."""
 
+FREE_SHARE = 0.7
+"""Of the memory that is free once the weights are loaded, what keys and values may take; the rest is for the steps."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
@@ -45,16 +50,38 @@ class EngineLimits:
 def create_engine(
     loaded: LoadedModel, *, model_id: str | None = None, limits: EngineLimits | None = None
 ) -> "LocalEngine":
-    """An engine for a loaded model, its worker thread running; `model_id` is its name in the API (its source)."""
-    return LocalEngine(loaded, model_id or loaded.source, limits or EngineLimits())
+    """An engine for a loaded model, its worker thread running; `model_id` is its name in the API (its source).
+
+    Without `limits` it may use most of the memory that is free on an accelerator; on a CPU, what `SchedulerLimits`
+    says, or as much as one whole context takes if that is more.
+    """
+    family = family_of(loaded)
+    return LocalEngine(loaded, family, model_id or loaded.source, limits or _fitting_limits(loaded, family))
+
+
+def _fitting_limits(loaded: LoadedModel, family: Family) -> EngineLimits:
+    limits = SchedulerLimits()
+    one_context = loaded.context_tokens * family.cache_shape.token_bytes
+    if loaded.device.type == "cuda":
+        free_bytes, _ = torch.cuda.mem_get_info(loaded.device)
+        kv_bytes = int(FREE_SHARE * free_bytes)
+    else:
+        kv_bytes = max(limits.kv_bytes, one_context)
+    if kv_bytes < one_context:
+        logger.warning(
+            "the memory that is free holds %d of the model's %d tokens of context",
+            kv_bytes // family.cache_shape.token_bytes,
+            loaded.context_tokens,
+        )
+    return EngineLimits(scheduler=replace(limits, kv_bytes=kv_bytes))
 
 
 class LocalEngine:
     """Answers requests with a model in this process. Keeps the interface `Engine` of `requests`."""
 
-    def __init__(self, loaded: LoadedModel, model_id: str, limits: EngineLimits) -> None:
+    def __init__(self, loaded: LoadedModel, family: Family, model_id: str, limits: EngineLimits) -> None:
         facts = loaded.facts
-        self._family = family_of(loaded)
+        self._family = family
         context = min(loaded.context_tokens, limits.scheduler.kv_bytes // self._family.cache_shape.token_bytes)
         self._info = ModelInfo(model_id, loaded.family, loaded.layout, facts.fingerprint, context)
         self._loaded = loaded

@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,9 +9,11 @@ from idefics_chat.conversation.errors import InvalidImage
 from idefics_chat.conversation.prompt import ImageRun, Prompt, TextRun, TokenRun
 from idefics_chat.inference.engine import create_engine
 from idefics_chat.inference.errors import EngineBusy, EngineStopped, GenerationFailed, PromptTooLong
+from idefics_chat.inference.families import family_of
 from idefics_chat.inference.loader import LoadedModel
 from idefics_chat.inference.requests import Engine, GenerationRequest, GenerationResult, TextDelta
 from idefics_chat.inference.sampling_params import SamplingParams
+from idefics_chat.inference.scheduler import SchedulerLimits
 
 pytestmark = pytest.mark.anyio
 
@@ -289,3 +292,28 @@ async def test_the_event_loop_runs_on_while_the_model_works(random_model, runnin
         group.create_task(beat(lambda: bool(done)))
         done += [item async for item in generation if isinstance(item, GenerationResult)]
     assert beats > 5
+
+
+def _limits_seen(loaded, monkeypatch, free_bytes: int | None):
+    """The limits that an engine without limits of its own is made with."""
+    seen = []
+    monkeypatch.setattr("idefics_chat.inference.engine.LocalEngine", lambda *arguments: seen.append(arguments[-1]))
+    if free_bytes is not None:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free_bytes, 10 * free_bytes))
+        loaded = replace(loaded, device=torch.device("cuda"))
+    create_engine(loaded)
+    return seen[0].scheduler
+
+
+def test_on_a_cpu_a_whole_context_fits_however_long_it_is(random_model, monkeypatch):
+    token_bytes = family_of(random_model).cache_shape.token_bytes
+    long = replace(random_model, context_tokens=100_000_000)
+    assert _limits_seen(long, monkeypatch, None).kv_bytes == 100_000_000 * token_bytes
+    assert _limits_seen(random_model, monkeypatch, None).kv_bytes == SchedulerLimits().kv_bytes
+
+
+def test_on_an_accelerator_the_cache_takes_most_of_what_is_free(random_model, monkeypatch, caplog):
+    assert _limits_seen(random_model, monkeypatch, 10**9).kv_bytes == 7 * 10**8
+    assert not caplog.records
+    _limits_seen(random_model, monkeypatch, 1000)
+    assert "tokens of context" in caplog.text
