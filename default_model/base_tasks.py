@@ -52,9 +52,9 @@ def few_shot(rng: random.Random, new_scene: NewScene) -> Document:
     question = "Describe this image." if rng.random() < 0.7 else rng.choice(CAPTION_QUESTIONS)
     for shot in range(shots + 1):
         scene = new_scene()
-        document.add("User:", scene, f"{question}\nAssistant:")
+        document.add("\nUser:" if shot else "User:", scene, f"{question}\nAssistant:")
         if shot < shots:
-            document.add(f" {describe(scene)}\n")
+            document.add(f" {describe(scene)}")
         else:
             document.add(Piece(f" {describe(scene)}", "base few-shot"))
     return document

@@ -101,6 +101,19 @@ def test_segments_give_the_ids_of_the_processor(processor: object) -> None:
         assert ids == encoder.document(document, []).ids
 
 
+def test_base_tasks_give_the_ids_of_the_processor(processor: object) -> None:
+    encoder = Encoder(processor.tokenizer)  # type: ignore[attr-defined]
+    for seed in range(60):
+        for task in (SINGLE | FEW).keys() - {category}:  # its trailing space is stripped by the processor
+            document = task(random.Random(seed), lambda: SCENE)
+            pictures = dict.fromkeys(range(20), render(SCENE, random.Random(1)))
+            prompt = prompt_until(document, pictures, len(document.items))
+            ids = processor(text=[prompt], add_end_of_utterance_token=False, return_tensors="pt")["input_ids"][
+                0
+            ].tolist()  # type: ignore[operator]
+            assert ids == encoder.document(document, []).ids
+
+
 def test_each_token_sees_the_last_image_before_it(processor: object) -> None:
     encoder = Encoder(processor.tokenizer)  # type: ignore[attr-defined]
     document, memory = Document(END), Memory()
