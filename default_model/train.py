@@ -1,7 +1,8 @@
 """Makes the checkpoint from nothing: `python -m idefics_chat.default_model.train --output DIR [--device auto]`.
 
 Three steps, each kept in DIR and skipped when it is there: pictures are drawn, the vision part learns to see, the text
-part learns to speak of what it saw. Interrupted, the same command goes on. Needs about 4 GB of memory and 1.5 GB of
+part learns to speak of what it saw. Interrupted, the same command goes on (vision with its weights so
+far but a new clock, text where it was). Needs about 4 GB of memory and 1.5 GB of
 disk; on one CPU core under two hours with the default times (made on one with bf16 units, which count for much), on an
 accelerator less (`--vision-minutes`, `--text-minutes`).
 """
