@@ -1,8 +1,9 @@
 """Statements that are compiled once and run on the driver's own cursor.
 
-SQLAlchemy's execution costs more than a small SQLite statement itself does: a turn is some twenty of them, and through
-`Connection.execute` it was measured at 2.3 ms, of which 0.2 ms were SQLite's. The statements stay SQLAlchemy's, so
-that another database only needs another dialect here; values must be plain ones (str, int, float, bytes, None).
+SQLAlchemy's execution costs more than a small SQLite statement itself does, and a turn is some twenty of them: 64
+writers got 424 turns a second through `Connection.execute` and 1,400 so, on the same machine minutes later. The
+statements stay SQLAlchemy's, so that another database only needs another dialect here; values must be plain ones (str,
+int, float, bytes, None).
 """
 
 import sqlite3
