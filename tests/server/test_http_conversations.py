@@ -245,6 +245,9 @@ async def test_search_finds_messages_by_their_words(client: httpx.AsyncClient) -
     assert [hit["snippet"][start:end] for start, end in hit["marks"]] == ["brown", "fox"]
     first = (await client.get("/v1/conversations/search", params={"q": "the", "limit": 1})).json()
     assert (len(first["data"]), first["has_more"]) == (1, True)
+    for wrong in (-1, 2**70):
+        far = await client.get("/v1/conversations/search", params={"q": "the", "offset": wrong})
+        refused(far, 400, "invalid_value", "offset")
     refused(await client.get("/v1/conversations/search"), 400, "missing_required_parameter", "q")
 
 

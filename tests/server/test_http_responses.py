@@ -126,7 +126,8 @@ async def test_a_body_that_is_no_json_object_is_refused(client: httpx.AsyncClien
 
 async def test_a_body_that_is_too_long_is_refused(world: World) -> None:
     async with http_client(world, max_frame_bytes=100) as client:
-        refused(await client.post("/v1/responses", json={"input": "x" * 100}), 413, "frame_too_large")
+        refused(await client.post("/v1/responses", content=b"x" * 101), 413, "frame_too_large")
+        refused(await client.post("/v1/responses", content=b"x" * 100), 400, "invalid_json")
 
 
 async def test_in_the_background_a_response_is_given_at_once_and_goes_on(
