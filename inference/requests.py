@@ -95,8 +95,11 @@ class Engine(Protocol):
     @property
     def info(self) -> ModelInfo: ...
 
-    async def count_tokens(self, prompt: Prompt) -> tuple[int, ...]:
-        """Tokens of each run of the prompt, images included, in the order of `prompt.runs`."""
+    async def count_tokens(self, prompt: Prompt, load_image: ImageLoader) -> tuple[int, ...]:
+        """Tokens of each run of the prompt, images included, in the order of `prompt.runs`.
+
+        Where a family's images differ in length, `load_image` is asked for those that were never seen.
+        """
         ...
 
     async def submit(self, request: GenerationRequest) -> Generation:

@@ -219,9 +219,8 @@ class ChatService:
         # Known before it is committed: whoever finds the row finds the run.
         self._running[run.log.response_id] = run
         try:
-            if place.conversation_id is None:
-                await self._store.create_conversation(owner_id, id=conversation_id)
-            row = await self._store.begin_response(owner_id, prepared.new, run.opening)
+            fresh = place.conversation_id is None
+            row = await self._store.begin_response(owner_id, prepared.new, run.opening, new_conversation=fresh)
             if row.id == run.log.response_id:
                 _tell(accepted, run.log)
                 await run.run()

@@ -47,6 +47,8 @@ CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
         "idempotency_key_reused": (409, CONFLICT),
         "response_not_active": (409, CONFLICT),
         "already_exists": (409, CONFLICT),
+        "invalid_archive": (400, INVALID),
+        "key_not_found": (404, MISSING),
         "quota_exceeded": (429, LIMIT),
         "rate_limit_exceeded": (429, LIMIT),
         "server_error": (500, FAULT),

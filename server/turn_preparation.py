@@ -3,7 +3,7 @@
 Nothing is stored here: whatever is wrong with a turn shows before the store hears of it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from idefics_chat.conversation.layouts import layout_named
 from idefics_chat.conversation.messages import Message
 from idefics_chat.conversation.prompt import Prompt
 from idefics_chat.conversation.window import Window, shrink
-from idefics_chat.inference.requests import Engine
+from idefics_chat.inference.requests import Engine, ImageLoader
 from idefics_chat.server.errors import ApiError
 from idefics_chat.server.image_checks import CheckedMessage, check_messages
 from idefics_chat.server.turns import InputImage, Turn
@@ -36,24 +36,21 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class PreparedTurn:
-    """A turn ready to be stored and run."""
+    """A turn ready to be stored and run. `load_image` gives its images' bytes, those that are not stored yet too."""
 
     new: NewResponse
     prompt: Prompt
     max_output_tokens: int
+    load_image: ImageLoader
 
 
 @dataclass(frozen=True, slots=True)
 class UnstoredTurn:
-    """A turn ready to be run beside the store. `images` holds the bytes of its images by digest."""
+    """A turn ready to be run beside the store."""
 
     prompt: Prompt
-    images: Mapping[str, bytes]
     max_output_tokens: int
-
-    async def load_image(self, digest: str) -> bytes:
-        """The engine's way to an image's bytes."""
-        return self.images[digest]
+    load_image: ImageLoader
 
 
 class TurnPreparation:
@@ -133,9 +130,10 @@ class TurnPreparation:
         history = await self._history(place)
         if not messages and (not history or history[-1].role != "user"):
             raise ApiError("missing_required_parameter", "There is nothing to answer; add input.", "input")
-        window, prompt = await self._fit((*history, *messages), turn)
+        load_image = self._image_loader(images)
+        window, prompt = await self._fit((*history, *messages), turn, load_image)
         new = self.new_response(turn, place, conversation_id, messages, images, window.dropped_ids)
-        return PreparedTurn(new, prompt, turn.max_output_tokens or self._default_max_output_tokens)
+        return PreparedTurn(new, prompt, turn.max_output_tokens or self._default_max_output_tokens, load_image)
 
     async def prepare_unstored(self, turn: Turn) -> UnstoredTurn:
         """Check and fit a turn whose input is all there is to it.
@@ -144,9 +142,9 @@ class TurnPreparation:
             ApiError, ContextLengthExceeded
         """
         messages, images = await self.check_input(turn, None)
-        _, prompt = await self._fit(messages, turn)
-        data = {image.digest: image.data for image in images}
-        return UnstoredTurn(prompt, data, turn.max_output_tokens or self._default_max_output_tokens)
+        load_image = self._image_loader(images)
+        _, prompt = await self._fit(messages, turn, load_image)
+        return UnstoredTurn(prompt, turn.max_output_tokens or self._default_max_output_tokens, load_image)
 
     async def check_input(self, turn: Turn, parent_id: str | None) -> tuple[tuple[Message, ...], list[StoredImage]]:
         """The turn's messages, linked to `parent_id`, with ids of their own, and the images in them.
@@ -167,7 +165,7 @@ class TurnPreparation:
             raise ApiError("unsupported_value", "Name the conversation by its id here.", "conversation")
         place = await self.place(owner_id, turn)
         prepared = await self.prepare(owner_id, turn, place, place.conversation_id or "")
-        return sum(await self._engine.count_tokens(prepared.prompt))
+        return sum(await self._engine.count_tokens(prepared.prompt, prepared.load_image))
 
     def new_response(
         self,
@@ -226,7 +224,16 @@ class TurnPreparation:
             parent_id = message.id
         return tuple(messages)
 
-    async def _fit(self, messages: tuple[Message, ...], turn: Turn) -> tuple[Window, Prompt]:
+    def _image_loader(self, images: Sequence[StoredImage]) -> ImageLoader:
+        """Of these images, which the store may not have yet, and of those that it has."""
+        own = {image.digest: image.data for image in images}
+
+        async def load(digest: str) -> bytes:
+            return own[digest] if digest in own else await self._store.image_data(digest)
+
+        return load
+
+    async def _fit(self, messages: tuple[Message, ...], turn: Turn, load_image: ImageLoader) -> tuple[Window, Prompt]:
         context = self._engine.info.context_tokens
         answer = min(turn.max_output_tokens or self._default_max_output_tokens, context // MIN_ANSWER_SHARE)
         limit = context - answer
@@ -234,7 +241,7 @@ class TurnPreparation:
         window = Window(messages)
         while True:
             prompt = layout(window.messages, turn.instructions)
-            tokens = await self._engine.count_tokens(prompt)
+            tokens = await self._engine.count_tokens(prompt, load_image)
             if sum(tokens) > limit and turn.truncation == "disabled":
                 raise ContextLengthExceeded(sum(tokens), limit)
             smaller = shrink(window, prompt, tokens, limit)

@@ -122,17 +122,12 @@ class TurnRun:
         new = self._prepared.new
         return GenerationRequest(
             prompt=self._prepared.prompt,
-            load_image=self._load_image,
+            load_image=self._prepared.load_image,
             sampling=SamplingParams(**new.request["sampling"]),
             max_output_tokens=self._prepared.max_output_tokens if self._generates else 0,
             stop=tuple(new.request["stop"]),
             cache_key=new.conversation_id,
         )
-
-    async def _load_image(self, digest: str) -> bytes:
-        """An image of this turn, which may not be stored yet, or of an earlier one."""
-        own = next((image.data for image in self._prepared.new.images if image.digest == digest), None)
-        return own if own is not None else await self._store.image_data(digest)
 
     def _submitted(self) -> Generation:
         if self._generation is None:

@@ -203,7 +203,7 @@ TEXT = {
 }
 
 
-def _make_in_sequence(folder: Path, family: str, *, cut: bool = True, seed: int = 0) -> Path:
+def save_in_sequence(folder: Path, family: str, *, cut: bool = True, seed: int = 0) -> Path:
     """A small Idefics2, Idefics3 or SmolVLM2 checkpoint with random weights. `cut`: images are cut into tiles."""
     torch.manual_seed(seed)
     backend = sentencepiece_like() if family == "idefics2" else byte_level()
@@ -254,7 +254,7 @@ def _make_in_sequence(folder: Path, family: str, *, cut: bool = True, seed: int 
 
 @pytest.fixture(scope="session")
 def make_in_sequence() -> Callable[..., Path]:
-    return _make_in_sequence
+    return save_in_sequence
 
 
 @pytest.fixture(scope="session")
@@ -459,7 +459,7 @@ def kit(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     """Each family's small model in turn, with what its tests need."""
     if request.param not in KITS:
         return _kit(request.getfixturevalue(request.param))
-    folder = _make_in_sequence(tmp_path_factory.mktemp("kit"), **KITS[request.param])
+    folder = save_in_sequence(tmp_path_factory.mktemp("kit"), **KITS[request.param])
     return _kit(load_model(str(folder), dtype="float32", device="cpu"))
 
 

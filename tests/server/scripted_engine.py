@@ -13,6 +13,7 @@ from idefics_chat.inference.requests import (
     FinishReason,
     GenerationRequest,
     GenerationResult,
+    ImageLoader,
     ModelInfo,
     TextDelta,
     Usage,
@@ -71,7 +72,9 @@ class ScriptedEngine:
         self.busy = False
         self._arrived = asyncio.Event()
 
-    async def count_tokens(self, prompt: Prompt) -> tuple[int, ...]:
+    async def count_tokens(self, prompt: Prompt, load_image: ImageLoader) -> tuple[int, ...]:
+        for digest in prompt.digests:
+            await load_image(digest)
         return count(prompt)
 
     async def submit(self, request: GenerationRequest) -> ScriptedGeneration:

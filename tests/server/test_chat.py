@@ -336,7 +336,7 @@ async def test_a_turn_that_the_engine_has_no_place_for_leaves_nothing_behind(wor
 
 
 async def test_a_turn_that_cannot_be_committed_is_not_computed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def full(*_: object) -> None:
+    async def full(*_: object, **__: object) -> None:
         raise DatabaseUnavailable("The disk is full; make room.")
 
     with monkeypatch.context() as patch:
