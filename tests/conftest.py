@@ -3,7 +3,12 @@
 import io
 
 import pytest
+from hypothesis import settings
 from PIL import Image
+
+# Time a machine is busy says nothing about the code; a test that hangs meets pytest's own timeout.
+settings.register_profile("machine", deadline=None)
+settings.load_profile("machine")
 
 
 @pytest.fixture
