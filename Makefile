@@ -11,7 +11,7 @@ PROGRESS := grep --line-buffered -E '^(Collecting|Downloading|Building|Installin
 SETUP := pyproject.toml constraints.txt
 PACKAGES := $(shell git ls-files -co --exclude-standard -- '*.py' 'default_model/checkpoint/*' 'storage/migrations/*' 2>/dev/null)
 
-.PHONY: serve test torture lint types coverage clean
+.PHONY: serve test torture bench lint types coverage clean
 
 serve: $(VENV)/installed
 	@$(VENV)/bin/idefics-chat serve $(ARGS)
@@ -22,6 +22,10 @@ test: $(VENV)/installed-test lint types
 
 torture: $(VENV)/installed-test
 	@$(VENV)/bin/python -m tests.torture $(or $(ARGS),--kills 1000)
+
+bench: $(VENV)/installed-test
+	@for file in memory storage engine_decode engine_turns; do \
+		echo "== $$file"; OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/$$file.py || exit 1; done
 
 lint: $(VENV)/installed-test
 	@$(VENV)/bin/ruff check .

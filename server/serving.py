@@ -7,6 +7,7 @@ end, then closes the connections (1012), then the database.
 
 import asyncio
 import contextlib
+import fcntl
 import functools
 import logging
 import signal
@@ -64,6 +65,8 @@ async def serve(settings: Settings, reporter: Reporter) -> None:
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(listener.close)
         store = await _open_store(settings.database)
+        if (file := settings.database_path()) is not None:
+            stack.enter_context(_alone_with(file))
         stack.push_async_callback(store.close)
         state = ServerState(settings)
         server = _Server(_uvicorn_config(settings, state), state)
@@ -91,6 +94,20 @@ async def _open_store(database: str) -> Store:
         return await Store.open(database)
     except StorageError as error:
         raise StartError(f"{error} (--database {database})") from error
+
+
+@contextlib.contextmanager
+def _alone_with(file: Path) -> Iterator[None]:
+    """Hold the database as its one server: a second one would take the first one's running answers for cut off. The
+    lock is the kernel's (flock, which SQLite does not use), so that a crash leaves none behind."""
+    with file.open("rb") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StartError(
+                f"Another server has the database {file}; stop it, or give this one another with --database."
+            ) from error
+        yield
 
 
 def check_exposure(settings: Settings) -> None:

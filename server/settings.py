@@ -24,7 +24,9 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where the model runs.")
     require_key: bool = Field(False, description="Refuse connections without a key.")
     allowed_origins: tuple[str, ...] = Field((), description="Origins of web pages that may connect, besides our own.")
-    max_frame_bytes: int = Field(32 * 2**20, gt=0, description="Longest websocket frame, and longest HTTP body, that is accepted.")
+    max_frame_bytes: int = Field(
+        32 * 2**20, gt=0, description="Longest websocket frame, and longest HTTP body, that is accepted."
+    )
     max_image_bytes: int = Field(20 * 2**20, gt=0, description="Largest image file that is accepted.")
     max_image_pixels: int = Field(50_000_000, gt=0, description="Most pixels that an image may have.")
     max_images_per_turn: int = Field(16, gt=0, description="Most images in one turn.")

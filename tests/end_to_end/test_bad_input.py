@@ -237,6 +237,13 @@ def test_what_keeps_the_server_from_starting_is_one_sentence(
     assert "Traceback" not in done.stderr
 
 
+def test_a_second_server_on_one_database_is_refused(server: ServerProcess) -> None:
+    done = run_command("serve", "--port", "0", "--database", str(server.database))
+    assert done.returncode == 1
+    assert "Another server has the database" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_taken_port_is_said(server: ServerProcess, tmp_path: Path) -> None:
     port = server.address.rpartition(":")[2]
     done = run_command("serve", "--port", port, "--database", str(tmp_path / "chat.db"))
