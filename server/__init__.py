@@ -1,1 +1,1 @@
-"""The server: the wire, the chat service that ties store and engine together, settings and the command line."""
+"""The server: the wire, the chat service that ties store and engine together, and the settings."""

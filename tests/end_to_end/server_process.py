@@ -14,7 +14,7 @@ from typing import Self
 START_S = 90
 
 _READY = re.compile(r"ws://(\S+?)/v1/responses")
-_COMMAND = [sys.executable, "-c", "from idefics_chat.server.cli import main; main()"]
+_COMMAND = [sys.executable, "-c", "from idefics_chat.cli.main import main; main()"]
 
 
 def run_command(*arguments: str, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":

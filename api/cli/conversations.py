@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from idefics_chat.cli.common import Database, fail, opened_store, run_to_end, shown_progress
 from idefics_chat.conversation.messages import ImagePart, Message
 from idefics_chat.server.auth import LOCAL_OWNER
-from idefics_chat.server.cli_common import Database, fail, opened_store, run_to_end, shown_progress
 from idefics_chat.storage.values import Conversation
 
 app = typer.Typer(help="Look at, search, save and remove conversations.", no_args_is_help=True)

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from idefics_chat.cli.common import Database, opened_store, run_to_end
 from idefics_chat.server.auth import key_hash, make_key
-from idefics_chat.server.cli_common import Database, opened_store, run_to_end
 from idefics_chat.storage.values import Key
 
 DAY_S = 86_400

@@ -1,4 +1,4 @@
-"""The command line: `idefics-chat`."""
+"""`idefics-chat serve`: the server, with its flags and what a person sees of its start."""
 
 import logging
 from typing import Annotated
@@ -6,50 +6,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from idefics_chat import __version__
-from idefics_chat.server import cli_conversations, cli_database, cli_keys
-from idefics_chat.server.cli_common import Database, run_to_end, settings_of
-
-app = typer.Typer(
-    help="Conversations with IDEFICS-family vision-language models.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=True,
-)
-app.add_typer(cli_keys.app, name="keys")
-app.add_typer(cli_database.app, name="db")
-app.add_typer(cli_conversations.app, name="conversations")
+from idefics_chat.cli.common import Database, run_to_end, settings_of
 
 
-def main() -> None:
-    """The console script. What goes wrong is a sentence on standard error and exit status 1."""
-    from idefics_chat.inference.errors import InferenceError
-    from idefics_chat.server.serving import StartError
-    from idefics_chat.storage.errors import StorageError
-
-    try:
-        app()
-    except (StartError, InferenceError, StorageError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
-        raise SystemExit(1) from None
-
-
-def _version(value: bool) -> None:
-    if value:
-        typer.echo(__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def about(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
-    ] = False,
-) -> None:
-    """Conversations with IDEFICS-family vision-language models."""
-
-
-@app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. [default: 8000]")] = None,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from idefics_chat.server.cli_common import Database, database_file, fail, settings_of, shown_progress
+from idefics_chat.cli.common import Database, database_file, fail, settings_of, shown_progress
 from idefics_chat.storage import maintenance
 from idefics_chat.storage.verify import verify
 
