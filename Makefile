@@ -4,6 +4,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 ARGS ?=
+# Test processes at once; a test file stays in one of them.
+WORKERS ?= 2
 
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
@@ -18,7 +20,7 @@ serve: $(VENV)/installed
 
 test: $(VENV)/installed-test lint types
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m coverage erase
-	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --cov --cov-report=term
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --cov --cov-report=term -n $(WORKERS) --dist loadfile
 
 torture: $(VENV)/installed-test
 	@$(VENV)/bin/python -m tests.torture $(or $(ARGS),--kills 1000)
