@@ -5,6 +5,7 @@
     │   ├── InvalidImage            bytes that are no image of an allowed format
     │   └── ImageTooLarge           more bytes or pixels than allowed
     ├── InvalidMessage              a message that cannot stand in a conversation
+    ├── InvalidTask                 a task with nothing to do (`param` names what is wrong)
     ├── UnknownMessage              an id that is not in the tree
     └── ContextLengthExceeded       a prompt that does not fit however much history is dropped
 
@@ -24,6 +25,16 @@ class InvalidMessage(ConversationError):
     """A message that cannot stand in a conversation: no parts, or parts that its role cannot have."""
 
     code = "invalid_value"
+
+
+class InvalidTask(ConversationError):
+    """A task that asks for nothing. `param` is the part of it that is wrong."""
+
+    code = "invalid_value"
+
+    def __init__(self, sentence: str, param: str) -> None:
+        super().__init__(sentence)
+        self.param = param
 
 
 class UnknownMessage(ConversationError):

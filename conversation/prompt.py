@@ -51,11 +51,13 @@ class Prompt:
     `owners[i]` is the index of the message that `runs[i]` was made of, or None for the frame around them (beginning of
     sequence, system text, the open answer). `answer_prefix` is the text that the layout has between its last control
     token and an answer's own text (IDEFICS-1: one space); a model generates it, a reader does not want to see it.
+    `stop` are texts at which an answer is over, where the layout has no control token that says so.
     """
 
     runs: tuple[Run, ...]
     owners: tuple[int | None, ...]
     answer_prefix: str = ""
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.runs) != len(self.owners):

@@ -193,13 +193,13 @@ class LocalEngine:
             raise PromptTooLong(len(prompt), self._info.context_tokens - 1)
         images = await self._images(request, prepared)
         max_tokens = room if request.max_output_tokens is None else min(request.max_output_tokens, room)
-        facts = self._loaded.facts
+        facts, stop = self._loaded.facts, (*request.stop, *request.prompt.stop)
         generation = LocalGeneration(asyncio.get_running_loop(), self._notify)
         job = Job(
             prompt=prompt,
             places=self._family.places(prompt.images),
             images=images,
-            answer=Answer(facts.backend, self._loaded.end_ids, max_tokens, request.stop, request.prompt.answer_prefix),
+            answer=Answer(facts.backend, self._loaded.end_ids, max_tokens, stop, request.prompt.answer_prefix),
             sampler=Sampler(request.sampling, prompt.ids, self._banned),
             sink=generation,
             max_tokens=max_tokens,

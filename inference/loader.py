@@ -36,7 +36,9 @@ LAYOUTS = {
 }
 """The families that can be loaded, by `model_type`, with the prompt layout each speaks."""
 
-NEEDED_TOKENS = ("<image>", "<fake_token_around_image>", "<end_of_utterance>")
+NEEDED_TOKENS = ("<image>", "<fake_token_around_image>")
+END_OF_UTTERANCE = "<end_of_utterance>"
+"""Needed by all but the base checkpoints of IDEFICS-1, which have a layout without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ def load_model(
     return LoadedModel(
         source=source,
         family=family,
-        layout=LAYOUTS[family],
+        layout=LAYOUTS[family] if END_OF_UTTERANCE in facts.control_ids else "idefics-base",
         model=model,
         image_processor=image_processor,
         tokenizer=tokenizer,
@@ -148,7 +150,8 @@ def _checked_tokenizer(source: str, tokenizer: Any, config: PreTrainedConfig) ->
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ModelLoadError(f"The checkpoint {source!r} has no fast tokenizer; add its tokenizer.json to the folder.")
     facts = describe_tokenizer(tokenizer)
-    if missing := missing_tokens(facts, NEEDED_TOKENS):
+    needed = NEEDED_TOKENS if config.model_type == "idefics" else (*NEEDED_TOKENS, END_OF_UTTERANCE)
+    if missing := missing_tokens(facts, needed):
         raise ModelLoadError(
             f"The tokenizer of {source!r} lacks {', '.join(missing)}, so it cannot hold a conversation; "
             "use an instruct or chat checkpoint with its own tokenizer."
@@ -177,7 +180,7 @@ def _load_weights(checkpoint: CheckpointSource, options: dict[str, Any]) -> Any:
 
 
 def _end_ids(model: Any, facts: TokenizerFacts) -> frozenset[int]:
-    own = [facts.control_ids["<end_of_utterance>"], facts.eos_id, model.config.get_text_config().eos_token_id]
+    own = [facts.control_ids.get(END_OF_UTTERANCE), facts.eos_id, model.config.get_text_config().eos_token_id]
     if getattr(model, "generation_config", None) is not None:
         own.append(model.generation_config.eos_token_id)
     flat = [index for item in own for index in (item if isinstance(item, list | tuple) else [item])]

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from idefics_chat.conversation.layouts.chat_template import idefics2_chat, idefics3_chat
-from idefics_chat.conversation.layouts.idefics import idefics_instruct
+from idefics_chat.conversation.layouts.idefics import idefics_base, idefics_instruct
 from idefics_chat.conversation.messages import Message
 from idefics_chat.conversation.prompt import Prompt
 
@@ -21,7 +21,12 @@ class Layout(Protocol):
 
 
 LAYOUTS: Mapping[str, Layout] = MappingProxyType(
-    {"idefics-instruct": idefics_instruct, "idefics2-chat": idefics2_chat, "idefics3-chat": idefics3_chat}
+    {
+        "idefics-base": idefics_base,
+        "idefics-instruct": idefics_instruct,
+        "idefics2-chat": idefics2_chat,
+        "idefics3-chat": idefics3_chat,
+    }
 )
 
 

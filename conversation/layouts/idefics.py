@@ -8,6 +8,7 @@ puts system text as a plain preamble before the first `User:`. With `<f>` for th
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from idefics_chat.conversation.messages import ImagePart, Message, TextPart
 from idefics_chat.conversation.prompt import BOS, ControlRun, ImageRun, Prompt, Run, TextRun, TokenRun
@@ -38,6 +39,19 @@ def idefics_instruct(messages: Sequence[Message], instructions: str | None = Non
         lead = "\n"
     draft.add(None, TextRun(lead + _ROLE_NAMES["assistant"]))
     return draft.prompt()
+
+
+def idefics_base(messages: Sequence[Message], instructions: str | None = None) -> Prompt:
+    """Write messages down for an IDEFICS-1 base model, whose tokenizer has no `<end_of_utterance>`: the same without,
+    so that an answer is over where the model would go on to speak for the user."""
+    prompt = idefics_instruct(messages, instructions)
+    kept = [index for index, run in enumerate(prompt.runs) if run != ControlRun(END_OF_UTTERANCE)]
+    return replace(
+        prompt,
+        runs=tuple(prompt.runs[index] for index in kept),
+        owners=tuple(prompt.owners[index] for index in kept),
+        stop=(f"\n{_ROLE_NAMES['user']}",),
+    )
 
 
 class _Draft:

@@ -158,11 +158,21 @@ def test_weights_of_another_shape_are_refused(copy):
     assert "weights" in sentence_of(copy)
 
 
-def test_a_tokenizer_without_the_end_of_a_turn_is_refused(copy):
+def without_token(copy, token):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (copy / name).read_text()
-        (copy / name).write_text(text.replace("<end_of_utterance>", "<something_else>"))
-    assert "lacks <end_of_utterance>" in sentence_of(copy)
+        (copy / name).write_text(text.replace(token, "<something_else>"))
+    return copy
+
+
+def test_a_tokenizer_that_has_no_place_for_images_is_refused(copy):
+    assert "lacks <image>" in sentence_of(without_token(copy, "<image>"))
+
+
+def test_a_base_checkpoint_of_idefics_has_no_end_of_a_turn_and_a_layout_without_it(copy):
+    loaded = load_model(str(without_token(copy, "<end_of_utterance>")))
+    assert loaded.layout == "idefics-base"
+    assert loaded.end_ids == {2}
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(copy):

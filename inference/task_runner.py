@@ -1,0 +1,217 @@
+"""Runs tasks on an engine: one prompt or many, whoever asks for them.
+
+The Python functions, the command line and the server all go through here, so that a task means the same to each. Knows
+tasks, prompts and the engine's interface; knows nothing of files, sockets or tables, and needs no torch.
+"""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeVar
+
+from idefics_chat.conversation.prompt import Prompt, TextRun
+from idefics_chat.conversation.tasks import Classify, Task, category_text, task_prompt
+from idefics_chat.inference.errors import EngineBusy, EngineStopped
+from idefics_chat.inference.requests import (
+    Engine,
+    FinishReason,
+    GenerationRequest,
+    GenerationResult,
+    ImageLoader,
+    Usage,
+)
+from idefics_chat.inference.sampling_params import SamplingParams
+
+Normalization = Literal["none", "tokens"]
+"""What a category's log-likelihood is divided by: nothing, or the number of its tokens."""
+
+LONGEST_PAUSE_S = 1.0
+"""How long to wait at most before a full queue is asked again."""
+
+
+class ScoringEngine(Engine, Protocol):
+    """An engine that scores given continuations too."""
+
+    async def score(self, prompt: Prompt, continuations: Sequence[str], load_image: ImageLoader) -> tuple[float, ...]:
+        """Log-likelihood (natural, summed over its tokens) of each text as what comes next after the prompt."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSettings:
+    """How a task is answered. `max_new_tokens` None is the task's own; `stop` strings end an answer and are not part
+    of it. `rank` scores every category of a `Classify` instead of generating one, and `normalization` says how."""
+
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    max_new_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    rank: bool = False
+    normalization: Normalization = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """What came of a task.
+
+    `text` is what the model wrote, without spaces around it. Of a classification `category` is the one that was meant,
+    None where the text names none of them; when it was ranked, `text` is the best category, `scores` the probability
+    of each (they add up to 1) and `log_likelihoods` what they were made of.
+    """
+
+    text: str
+    finish_reason: FinishReason
+    usage: Usage
+    category: str | None = None
+    scores: dict[str, float] | None = None
+    log_likelihoods: dict[str, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A task to run, with what it needs."""
+
+    task: Task
+    load_image: ImageLoader
+    settings: TaskSettings = field(default_factory=TaskSettings)
+
+
+Key = TypeVar("Key")
+
+
+class TaskRunner:
+    """Runs tasks on one engine. At most `at_once` of a batch are handed to the engine together: enough to keep its
+    rows full, few enough to leave its queue to others."""
+
+    def __init__(self, engine: ScoringEngine, at_once: int = 32) -> None:
+        self._engine = engine
+        self._at_once = at_once
+
+    async def run(self, order: Order, *, patient: bool = False) -> TaskResult:
+        """Run one task. `patient`: wait while the engine has no place in its queue.
+
+        Raises:
+            PromptTooLong, EngineBusy, EngineStopped, GenerationFailed; what `load_image` raises.
+        """
+        while True:
+            try:
+                return await self._run(order)
+            except EngineBusy as busy:
+                if not patient:
+                    raise
+                await asyncio.sleep(min(busy.retry_after_s, LONGEST_PAUSE_S))
+
+    async def run_all(self, orders: Iterable[tuple[Key, Order]]) -> AsyncIterator[tuple[Key, TaskResult | Exception]]:
+        """Run tasks through the batching engine; each result (or what was raised) under its key, as they are done.
+
+        Orders are taken one by one as there is room, so that their number does not matter. A failure ends its own task
+        alone, but for `EngineStopped`, which is raised. To leave early, close the iterator: what runs is cancelled.
+        """
+        waiting = iter(orders)
+        running: dict[asyncio.Task[TaskResult], Key] = {}
+        try:
+            while True:
+                for key, order in _taken(waiting, self._at_once - len(running)):
+                    running[asyncio.create_task(self.run(order, patient=True))] = key
+                if not running:
+                    return
+                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    yield running.pop(task), _outcome(task)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    async def _run(self, order: Order) -> TaskResult:
+        prompt = task_prompt(order.task, self._engine.info.layout)
+        if isinstance(order.task, Classify) and order.settings.rank:
+            return await self._ranked(prompt, order.task, order)
+        request = GenerationRequest(
+            prompt=prompt,
+            load_image=order.load_image,
+            sampling=order.settings.sampling,
+            max_output_tokens=order.settings.max_new_tokens or order.task.max_new_tokens,
+            stop=order.settings.stop,
+        )
+        result = await self._generated(request)
+        text = result.text.strip()
+        category = named_category(text, order.task.categories) if isinstance(order.task, Classify) else None
+        return TaskResult(text, result.finish_reason, result.usage, category)
+
+    async def _generated(self, request: GenerationRequest) -> GenerationResult:
+        generation = await self._engine.submit(request)
+        try:
+            async for item in generation:
+                if isinstance(item, GenerationResult):
+                    break
+            else:
+                raise RuntimeError("the engine ended a generation without a result")
+        finally:
+            generation.cancel()  # past its end this does nothing
+        if item.finish_reason == "stopped":
+            raise EngineStopped
+        return item
+
+    async def _ranked(self, prompt: Prompt, task: Classify, order: Order) -> TaskResult:
+        """Rank classification: the log-likelihood of every category behind the same prompt."""
+        texts = [category_text(category) for category in task.categories]
+        scores = await self._engine.score(prompt, texts, order.load_image)
+        lengths = [await self._lengths(prompt, text, order.load_image) for text in texts]
+        divided = [
+            score if order.settings.normalization == "none" else score / max(1, run_lengths[-1])
+            for score, run_lengths in zip(scores, lengths, strict=True)
+        ]
+        shares = probabilities(divided)
+        ranked = sorted(zip(task.categories, shares, divided, strict=True), key=lambda item: -item[1])
+        best = ranked[0][0]
+        return TaskResult(
+            text=best,
+            finish_reason="stop",
+            usage=Usage(input_tokens=sum(lengths[0][:-1]) + sum(run_lengths[-1] for run_lengths in lengths)),
+            category=best,
+            scores={category: share for category, share, _ in ranked},
+            log_likelihoods={category: score for category, _, score in ranked},
+        )
+
+    async def _lengths(self, prompt: Prompt, text: str, load_image: ImageLoader) -> tuple[int, ...]:
+        whole = Prompt((*prompt.runs, TextRun(text)), (*prompt.owners, None))
+        return await self._engine.count_tokens(whole, load_image)
+
+
+def probabilities(log_likelihoods: Sequence[float]) -> list[float]:
+    """Shares that add up to 1 (softmax)."""
+    most = max(log_likelihoods)
+    weights = [math.exp(value - most) for value in log_likelihoods]
+    return [weight / sum(weights) for weight in weights]
+
+
+def named_category(text: str, categories: Sequence[str]) -> str | None:
+    """The category that a text begins with, the longest where several fit; upper and lower case count the same."""
+    written = text.strip().casefold()
+    fitting = [category for category in categories if _begins_with(written, category.strip().casefold())]
+    return max(fitting, key=len, default=None)
+
+
+def _begins_with(written: str, category: str) -> bool:
+    rest = written.removeprefix(category)
+    return written.startswith(category) and not rest[:1].isalnum()
+
+
+def _taken(waiting: Iterator[tuple[Key, Order]], count: int) -> Iterator[tuple[Key, Order]]:
+    """The next `count`, or as many as there are."""
+    for _ in range(count):
+        try:
+            yield next(waiting)
+        except StopIteration:
+            return
+
+
+def _outcome(task: asyncio.Task[TaskResult]) -> TaskResult | Exception:
+    """What a finished task gave or raised. Raises `EngineStopped`: all others will meet it too."""
+    error = task.exception()
+    if error is None:
+        return task.result()
+    if not isinstance(error, Exception) or isinstance(error, EngineStopped):
+        raise error
+    return error
