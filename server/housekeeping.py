@@ -1,5 +1,5 @@
-"""What the server does for the store in the background: removes event logs after their retention time, and purges
-what was deleted longer ago than it can be taken back."""
+"""What the server does for the store in the background: removes event logs after their retention time and files past
+their time, and purges what was deleted longer ago than it can be taken back."""
 
 import asyncio
 import logging
@@ -38,5 +38,11 @@ async def clean(store: Store, retention: Retention, now_s: float) -> None:
     """Remove once what is past its time."""
     logs = await store.remove_old_logs(now_s - retention.event_logs_s)
     purged = await store.purge_deleted(now_s - retention.deleted_s)
-    if logs or purged.conversations:
-        _log.info("removed the event logs of %d answers, purged %d conversations", logs, purged.conversations)
+    files = await store.remove_expired_files(now_s)
+    if logs or purged.conversations or files:
+        _log.info(
+            "removed the event logs of %d answers and %d expired files, purged %d conversations",
+            logs,
+            files,
+            purged.conversations,
+        )

@@ -1,14 +1,18 @@
 """The database: owners, conversations, their messages with images, responses with their event logs.
 
     store.py       what the rest of the house sees: every call by owner, acknowledged only once committed
-    library.py     its calls beside talking: lists, search, titles, archive, deletion, limits
+    library.py     its calls beside talking: lists, search, titles, archive, deletion, files, limits
+    interchange.py its calls for export and import
     opened.py      the database, opened: one writer, many readers
     writer.py      the one writer: units of work from many callers, committed together
 
     turns.py       units of work: a turn begun, its events, finished
     accounts.py    owners, keys and conversations
     lifecycle.py   conversations renamed, archived, deleted, taken back, purged; old logs removed
-    quotas.py      what an owner has and may have, and which images still are shown
+    deletion.py    single items and responses deleted
+    files.py       uploaded files
+    images.py      images and who uses them
+    quotas.py      what an owner has and may have
 
     reads.py       statements that read; rows.py turns rows into values and back
     listing.py     lists in pages

@@ -7,6 +7,7 @@
     ├── EventOutOfOrder             an event whose number does not follow the last one's
     ├── ItemNotFound
     ├── ImageNotFound
+    ├── StoredFileNotFound
     ├── KeyNotFound
     ├── AlreadyExists               an id that is taken
     ├── InvalidText                 text that no encoding can hold
@@ -102,7 +103,7 @@ class ItemNotFound(StorageError):
 
 
 class ImageNotFound(StorageError):
-    """No such image, or none that a message of this owner shows."""
+    """No such image, or none that a message or a file of this owner shows."""
 
     code = "file_not_found"
 
@@ -112,6 +113,19 @@ class ImageNotFound(StorageError):
 
     def __str__(self) -> str:
         return f"There is no image {self.digest!r}; send the image itself."
+
+
+class StoredFileNotFound(StorageError):
+    """No such uploaded file, not this owner's, or expired."""
+
+    code = "file_not_found"
+
+    def __init__(self, file_id: str) -> None:
+        super().__init__(file_id)
+        self.file_id = file_id
+
+    def __str__(self) -> str:
+        return f"There is no file {self.file_id!r}; upload it, or use an id that the files list gives."
 
 
 class KeyNotFound(StorageError):

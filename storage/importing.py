@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, insert, select
 
 from idefics_chat.conversation.messages import Message
-from idefics_chat.storage import quotas, rows, tree, turns
+from idefics_chat.storage import images, quotas, rows, tree, turns
 from idefics_chat.storage.archive import Archive
 from idefics_chat.storage.errors import AlreadyExists
 from idefics_chat.storage.models import ConversationRecord, ResponseRecord
@@ -56,7 +56,7 @@ def _add(connection: Connection, owner_id: str, archive: Archive, conversation: 
     except ConstraintError as error:
         raise AlreadyExists("conversation with the key", conversation.external_key or conversation.id) from error
     digests = sorted({digest for message in messages for digest in message.digests})
-    image_bytes = turns.add_images(connection, owner_id, archive.with_bytes(digests), messages, now)
+    image_bytes = images.add_images(connection, owner_id, archive.with_bytes(digests), messages, now)
     places: tree.Places = {}
     for message in messages:
         tree.add_child(places, message.parent_id, message.id)

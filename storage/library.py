@@ -1,23 +1,25 @@
-"""What an owner does with conversations beside talking: lists, search, titles, archive, deletion, limits.
+"""What an owner does with conversations beside talking: lists, search, titles, archive, deletion, files, limits.
 
-And what the server does in the background: purging what was deleted long ago, removing old event logs.
+And what the server does in the background: purging what was deleted long ago, removing old event logs and files.
 """
 
-import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
-from idefics_chat.conversation.images import ImageLimits
 from idefics_chat.conversation.messages import Message
-from idefics_chat.storage import dialect, exporting, importing, lifecycle, listing, quotas, reads, search, turns
-from idefics_chat.storage.archive import ArchiveLimits, read_archive
-from idefics_chat.storage.importing import Imported
+from idefics_chat.storage import deletion, dialect, files, lifecycle, listing, quotas, search
+from idefics_chat.storage.interchange import Interchange
 from idefics_chat.storage.listing import Order, State
-from idefics_chat.storage.openai_messages import from_openai, to_openai
-from idefics_chat.storage.opened import OpenedDatabase
-from idefics_chat.storage.values import Conversation, Hit, Limits, Page, Purged, Usage
+from idefics_chat.storage.values import (
+    Conversation,
+    Hit,
+    Limits,
+    NewFile,
+    Page,
+    Purged,
+    StoredFile,
+    StoredImage,
+    Usage,
+)
 
 PAGE = 50
 MAX_PAGE = 200
@@ -25,7 +27,7 @@ CHUNK = 20
 """How many conversations or logs are removed in one unit of work, so that turns do not wait long for it."""
 
 
-class Library(OpenedDatabase):
+class Library(Interchange):
     """The part of the store that lists, finds, changes and removes. `limit` is at most `MAX_PAGE` everywhere."""
 
     # lists and search
@@ -118,6 +120,24 @@ class Library(OpenedDatabase):
             await self._overwrite()
         return purged
 
+    async def delete_item(self, owner_id: str, conversation_id: str, item_id: str) -> Conversation:
+        """Delete a message for good; what follows it follows its parent then. The conversation, as it is then.
+
+        Raises ConversationNotFound, ItemNotFound, and ConversationBusy while a turn is running in it.
+        """
+        now = self._clock()
+        changed = await self._write(deletion.delete_item, owner_id, conversation_id, item_id, now)
+        await self._overwrite()
+        return changed
+
+    async def delete_response(self, owner_id: str, response_id: str) -> None:
+        """Delete a response with its events and its idempotency key; its messages stay in the conversation.
+
+        Raises ResponseNotFound, and ConversationBusy while it is running.
+        """
+        await self._write(deletion.delete_response, owner_id, response_id)
+        await self._writer.apart(dialect.empty_log)
+
     async def remove_old_logs(self, before: float) -> int:
         """Remove the event logs of responses that ended before then; how many. Messages and responses stay."""
         removed = more = await self._write(lifecycle.remove_old_logs, before, CHUNK, self._clock())
@@ -126,65 +146,50 @@ class Library(OpenedDatabase):
             removed += more
         return removed
 
-    # export and import
+    # files
 
-    async def export_archive(
+    async def add_file(self, owner_id: str, new: NewFile) -> StoredFile:
+        """Keep an uploaded image, counted among the owner's. Raises AlreadyExists, QuotaExceeded."""
+        return await self._write(files.add_file, owner_id, new, self._clock())
+
+    async def file(self, owner_id: str, file_id: str) -> StoredFile:
+        """What is known of a file, without its bytes. Raises StoredFileNotFound, also for an expired one."""
+        async with self._read() as connection:
+            return await files.file(connection, owner_id, file_id, self._clock())
+
+    async def file_content(self, owner_id: str, file_id: str) -> StoredImage:
+        """A file's bytes, as they were sent. Raises StoredFileNotFound, also for an expired one."""
+        async with self._read() as connection:
+            return await files.content(connection, owner_id, file_id, self._clock())
+
+    async def files(
         self,
         owner_id: str,
-        target: Path,
-        conversation_ids: Sequence[str] | None = None,
-        progress: exporting.Progress | None = None,
-    ) -> int:
-        """Write the owner's conversations, or those named, to a new zip file; how many. The format: archive.py.
+        *,
+        purpose: str | None = None,
+        limit: int = PAGE,
+        order: Order = "desc",
+        after: str | None = None,
+    ) -> Page[StoredFile]:
+        """The owner's files by when they came, all or those of one purpose; the page that follows the file `after`.
 
-        All are as they are at one moment. `progress` is called in another thread. Raises FileExistsError.
-        """
-
-        def export() -> int:
-            with dialect.told(), dialect.snapshot(self._url) as connection:
-                return exporting.export_archive(connection, owner_id, target, conversation_ids, progress)
-
-        return await asyncio.to_thread(export)
-
-    async def import_archive(self, owner_id: str, source: Path, limits: ArchiveLimits | None = None) -> Imported:
-        """Add an archive's conversations to the owner's, those that are there already left as they are.
-
-        Raises InvalidArchive, AlreadyExists, QuotaExceeded; then nothing is changed.
-        """
-        checked = await asyncio.to_thread(read_archive, source, limits)
-        return await self._write(importing.import_archive, owner_id, checked, self._clock())
-
-    async def openai_messages(
-        self, owner_id: str, conversation_id: str, tip_id: str | None = None
-    ) -> list[dict[str, Any]]:
-        """The path to `tip_id`, or to the conversation's tip, as a chat completion's messages. See openai_messages.py.
-
-        Raises ConversationNotFound, ItemNotFound.
+        Raises StoredFileNotFound for an unknown `after`.
         """
         async with self._read() as connection:
-            tip_id = await listing.tip(connection, owner_id, conversation_id, tip_id)
-            messages = await reads.path(connection, conversation_id, tip_id)
-            digests = {digest for message in messages for digest in message.digests}
-            images = {digest: await reads.image(connection, owner_id, digest) for digest in digests}
-        return to_openai(messages, images.__getitem__)
+            return await files.files(connection, owner_id, _size(limit), order, after, purpose, self._clock())
 
-    async def import_openai_messages(
-        self,
-        owner_id: str,
-        messages: Any,
-        *,
-        id: str,
-        make_id: Callable[[], str],
-        limits: ImageLimits | None = None,
-    ) -> Conversation:
-        """A new conversation of a chat completion's messages; `make_id` gives the messages' ids.
+    async def delete_file(self, owner_id: str, file_id: str) -> None:
+        """Delete a file for good; its bytes stay as long as a message shows them. Raises StoredFileNotFound."""
+        await self._write(files.delete_file, owner_id, file_id, self._clock())
+        await self._writer.apart(dialect.empty_log)
 
-        Raises InvalidMessages, AlreadyExists, QuotaExceeded; then nothing is changed.
-        """
-        now = self._clock()
-        read = partial(from_openai, messages, make_id=make_id, created_at=now, limits=limits)
-        checked, images = await asyncio.to_thread(read)
-        return await self._write(turns.create_with_messages, owner_id, id, checked, images, now)
+    async def remove_expired_files(self, now: float) -> int:
+        """Remove the files, of every owner, that are past their time then; how many."""
+        removed = more = await self._write(files.remove_expired, now, CHUNK)
+        while more:
+            more = await self._write(files.remove_expired, now, CHUNK)
+            removed += more
+        return removed
 
     # limits
 
@@ -198,7 +203,9 @@ class Library(OpenedDatabase):
 
     async def _overwrite(self) -> None:
         """Take what was removed out of the search's index and out of the write-ahead log too."""
-        await self._write(search.forget_removed)
+        more = await self._write(search.forget_removed, True)
+        while more:
+            more = await self._write(search.forget_removed, False)
         await self._writer.apart(dialect.empty_log)
 
 

@@ -11,9 +11,9 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, case, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 
-from idefics_chat.storage import quotas, rows
+from idefics_chat.storage import images, quotas, rows
 from idefics_chat.storage.accounts import require_conversation
-from idefics_chat.storage.errors import AlreadyExists, ConversationBusy, ConversationNotFound
+from idefics_chat.storage.errors import AlreadyExists, ConversationNotFound
 from idefics_chat.storage.models import (
     ConversationRecord,
     EventRecord,
@@ -21,7 +21,7 @@ from idefics_chat.storage.models import (
     PartRecord,
     ResponseRecord,
 )
-from idefics_chat.storage.turns import RUNNING
+from idefics_chat.storage.turns import require_idle
 from idefics_chat.storage.values import Conversation, Purged
 
 DELETED = select(ConversationRecord.__table__).where(
@@ -73,7 +73,7 @@ def update_conversation(
 def delete_conversation(connection: Connection, owner_id: str, conversation_id: str, now: float) -> None:
     """Hide a conversation; its external key is free again. Raises ConversationNotFound, ConversationBusy."""
     row = require_conversation(connection, owner_id, conversation_id)
-    _require_idle(connection, conversation_id)
+    require_idle(connection, conversation_id)
     values = {"state": "deleted", "deleted_at": now, "released_key": row.external_key, "external_key": None}
     _change(connection, conversation_id, values)
 
@@ -108,12 +108,12 @@ def purge_conversation(connection: Connection, owner_id: str, conversation_id: s
     ).first()
     if found is None:
         raise ConversationNotFound(conversation_id)
-    _require_idle(connection, conversation_id)
+    require_idle(connection, conversation_id)
     uses = _uses_in(connection, conversation_id)
     events, responses, messages = _remove_rows(connection, conversation_id)
-    freed, images, image_bytes = quotas.hide_images(connection, owner_id, uses)
+    freed, removed, image_bytes = images.end_uses(connection, owner_id, uses)
     quotas.count(connection, owner_id, conversations=-1, messages=-messages, image_bytes=-freed)
-    return Purged(1, messages, responses, events, images, image_bytes)
+    return Purged(1, messages, responses, events, removed, image_bytes)
 
 
 def purge_deleted(connection: Connection, before: float, limit: int) -> Purged:
@@ -134,12 +134,6 @@ def remove_old_logs(connection: Connection, before: float, limit: int, now: floa
 
 def _change(connection: Connection, conversation_id: str, values: dict[str, Any]) -> None:
     connection.execute(update(ConversationRecord).where(ConversationRecord.id == conversation_id).values(values))
-
-
-def _require_idle(connection: Connection, conversation_id: str) -> None:
-    running = RUNNING.one(connection, {"conversation_id": conversation_id})
-    if running is not None:
-        raise ConversationBusy(conversation_id, running.id)
 
 
 def _require_deleted(connection: Connection, owner_id: str, conversation_id: str) -> None:

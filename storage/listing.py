@@ -123,7 +123,7 @@ async def conversations(
             raise ConversationNotFound(after)
         values |= {"after_at": mark.updated_at, "after_id": mark.id}
     found = (await connection.execute(CONVERSATIONS[order, after is not None], values)).all()
-    return _page([rows.read_conversation(row) for row in found], limit)
+    return page([rows.read_conversation(row) for row in found], limit)
 
 
 async def items(
@@ -151,7 +151,7 @@ async def items(
         return Page((), False)
     start = await _ancestor(connection, tip_id, tip_depth, last)
     found = rows.read_messages((await connection.execute(UPWARDS, {"id": start, "above": first})).all())
-    return _page(found[::-1] if order == "desc" else found, limit)
+    return page(found[::-1] if order == "desc" else found, limit)
 
 
 async def tip(connection: AsyncConnection, owner_id: str, conversation_id: str, tip_id: str | None) -> str | None:
@@ -166,7 +166,7 @@ async def tree(
     """All messages of the conversation, on whatever branch, by their ids. Raises ConversationNotFound."""
     await _tip(connection, owner_id, conversation_id, None)
     values = {"conversation_id": conversation_id, "after": after or "", "limit": limit + 1}
-    return _page(rows.read_messages((await connection.execute(TREE, values)).all()), limit)
+    return page(rows.read_messages((await connection.execute(TREE, values)).all()), limit)
 
 
 async def _tip(
@@ -206,6 +206,6 @@ async def _ancestor(connection: AsyncConnection, tip_id: str, tip_depth: int, de
     return str(found)
 
 
-def _page(found: Sequence[Any], limit: int) -> Page[Any]:
+def page(found: Sequence[Any], limit: int) -> Page[Any]:
     """A page of what was found with one more than `limit` asked for."""
     return Page(tuple(found[:limit]), len(found) > limit)

@@ -17,7 +17,7 @@ from idefics_chat.storage.errors import DatabaseUnavailable
 Progress = Callable[[int, int], None]
 PAGES_A_STEP = 1_024
 
-COUNTED = ("owners", "conversations", "messages", "images", "responses", "response_events")
+COUNTED = ("owners", "conversations", "messages", "images", "files", "responses", "response_events")
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,7 +151,7 @@ class ImageDataRecord(Base):
 
 
 class OwnerImageRecord(Base):
-    """How many times an owner's messages show an image; an image that nobody shows is removed."""
+    """How many message parts and files of an owner use an image; an image that nobody uses is removed."""
 
     __tablename__ = "owner_images"
     __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012
@@ -159,6 +159,25 @@ class OwnerImageRecord(Base):
     owner_id: Mapped[str] = mapped_column(ForeignKey("owners.id"), primary_key=True)
     digest: Mapped[str] = mapped_column(ForeignKey("images.digest"), primary_key=True, index=True)
     uses: Mapped[int]
+
+
+class FileRecord(Base):
+    """A file that an owner uploaded: an image under a name. After `expires_at` it is as if it were deleted."""
+
+    __tablename__ = "files"
+    __table_args__ = (
+        Index("ix_files_owner_id_created_at_id", "owner_id", "created_at", "id"),
+        Index("ix_files_owner_id_purpose_created_at_id", "owner_id", "purpose", "created_at", "id"),
+        Index("ix_files_expires_at", "expires_at", sqlite_where=text("expires_at IS NOT NULL")),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    owner_id: Mapped[str] = mapped_column(ForeignKey("owners.id"))
+    digest: Mapped[str] = mapped_column(ForeignKey("images.digest"), index=True)
+    filename: Mapped[str]
+    purpose: Mapped[str]
+    created_at: Mapped[float]
+    expires_at: Mapped[float | None]
 
 
 class ResponseRecord(Base):

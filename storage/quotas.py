@@ -3,39 +3,16 @@
 A conversation that is deleted counts until it is purged: its owner may still take it back.
 """
 
-from collections import Counter
-from collections.abc import Collection, Iterable
+from sqlalchemy import Connection, bindparam, or_, select, update
 
-from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
-
-from idefics_chat.conversation.messages import Message
-from idefics_chat.storage.errors import ImageNotFound, QuotaExceeded
-from idefics_chat.storage.models import ImageRecord, OwnerImageRecord, UsageRecord
+from idefics_chat.storage.errors import QuotaExceeded
+from idefics_chat.storage.models import UsageRecord
 from idefics_chat.storage.prepared import Prepared
 from idefics_chat.storage.values import Limits, Usage
 
 COUNTED = ("conversations", "messages", "image_bytes")
 
 USAGE = Prepared(select(UsageRecord.__table__).where(UsageRecord.owner_id == bindparam("owner_id")))
-USES = Prepared(
-    select(OwnerImageRecord.uses).where(
-        OwnerImageRecord.owner_id == bindparam("owner_id"), OwnerImageRecord.digest == bindparam("digest")
-    )
-)
-_SIZE = Prepared(select(ImageRecord.size_bytes).where(ImageRecord.digest == bindparam("digest")))
-_ADD_USES = Prepared(insert(OwnerImageRecord))
-_SET_USES = Prepared(
-    update(OwnerImageRecord)
-    .where(OwnerImageRecord.owner_id == bindparam("of"), OwnerImageRecord.digest == bindparam("image"))
-    .values(uses=bindparam("count"))
-)
-_END_USES = Prepared(
-    delete(OwnerImageRecord).where(
-        OwnerImageRecord.owner_id == bindparam("owner_id"), OwnerImageRecord.digest == bindparam("digest")
-    )
-)
-ANY_USE = Prepared(select(OwnerImageRecord.uses).where(OwnerImageRecord.digest == bindparam("digest")).limit(1))
-_REMOVE_IMAGE = Prepared(delete(ImageRecord).where(ImageRecord.digest == bindparam("digest")))
 _COUNT = Prepared(
     update(UsageRecord)
     .where(
@@ -77,45 +54,6 @@ def count_answer(connection: Connection, owner_id: str) -> None:
     """Add an answer, for which there was room when its turn began."""
     values = {f"{name}_{kind}": 0 for name in COUNTED for kind in ("more", "free")}
     _COUNT.run(connection, {"of": owner_id, **values, "messages_more": 1})
-
-
-def show_images(connection: Connection, owner_id: str, messages: Iterable[Message], sent: Collection[str]) -> int:
-    """Count the images that the messages show, and give the bytes of those that are new to the owner.
-
-    Raises ImageNotFound for one that is neither among `sent` nor shown by the owner's messages already.
-    """
-    new_bytes = 0
-    for digest, uses in Counter(digest for message in messages for digest in message.digests).items():
-        known = USES.one(connection, {"owner_id": owner_id, "digest": digest})
-        if known is not None:
-            _SET_USES.run(connection, {"of": owner_id, "image": digest, "count": known.uses + uses})
-            continue
-        size = _SIZE.one(connection, {"digest": digest}) if digest in sent else None
-        if size is None:
-            raise ImageNotFound(digest)
-        _ADD_USES.run(connection, {"owner_id": owner_id, "digest": digest, "uses": uses})
-        new_bytes += size.size_bytes
-    return new_bytes
-
-
-def hide_images(connection: Connection, owner_id: str, uses: Counter[str]) -> tuple[int, int, int]:
-    """Take back `uses` of images whose messages are gone; remove those that nobody shows any more.
-
-    Gives the bytes that the owner no longer has, the number of images removed and their bytes.
-    """
-    freed = removed = removed_bytes = 0
-    for digest, fewer in uses.items():
-        known = USES.one(connection, {"owner_id": owner_id, "digest": digest})
-        size = _SIZE.one(connection, {"digest": digest}).size_bytes
-        if known.uses > fewer:
-            _SET_USES.run(connection, {"of": owner_id, "image": digest, "count": known.uses - fewer})
-            continue
-        _END_USES.run(connection, {"owner_id": owner_id, "digest": digest})
-        freed += size
-        if ANY_USE.one(connection, {"digest": digest}) is None:
-            _REMOVE_IMAGE.run(connection, {"digest": digest})
-            removed, removed_bytes = removed + 1, removed_bytes + size
-    return freed, removed, removed_bytes
 
 
 def usage(connection: Connection, owner_id: str) -> Usage:

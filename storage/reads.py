@@ -4,7 +4,7 @@ Reads run on connections of their own beside the writer and see the newest commi
 functions that are named for it.
 """
 
-from sqlalchemy import CTE, Executable, bindparam, literal_column, select
+from sqlalchemy import CTE, Executable, bindparam, literal_column, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
@@ -14,6 +14,7 @@ from idefics_chat.storage.errors import ImageNotFound, ItemNotFound, ResponseNot
 from idefics_chat.storage.models import (
     ConversationRecord,
     EventRecord,
+    FileRecord,
     ImageDataRecord,
     ImageRecord,
     MessageRecord,
@@ -90,15 +91,24 @@ IMAGE_OF_OWNER = (
     .join(ImageDataRecord, ImageDataRecord.digest == ImageRecord.digest)
     .where(
         ImageRecord.digest == bindparam("digest"),
-        select(PartRecord.id)
-        .join(MessageRecord, MessageRecord.id == PartRecord.message_id)
-        .join(ConversationRecord, ConversationRecord.id == MessageRecord.conversation_id)
-        .where(
-            PartRecord.digest == bindparam("digest"),
-            ConversationRecord.owner_id == bindparam("owner_id"),
-            ConversationRecord.deleted_at.is_(None),
-        )
-        .exists(),
+        or_(
+            select(PartRecord.id)
+            .join(MessageRecord, MessageRecord.id == PartRecord.message_id)
+            .join(ConversationRecord, ConversationRecord.id == MessageRecord.conversation_id)
+            .where(
+                PartRecord.digest == bindparam("digest"),
+                ConversationRecord.owner_id == bindparam("owner_id"),
+                ConversationRecord.deleted_at.is_(None),
+            )
+            .exists(),
+            select(FileRecord.id)
+            .where(
+                FileRecord.digest == bindparam("digest"),
+                FileRecord.owner_id == bindparam("owner_id"),
+                or_(FileRecord.expires_at.is_(None), FileRecord.expires_at > bindparam("now")),
+            )
+            .exists(),
+        ),
     )
 )
 IMAGE_DATA = select(ImageDataRecord.data).where(ImageDataRecord.digest == bindparam("digest"))
@@ -150,9 +160,10 @@ async def events(connection: AsyncConnection, response_id: str, after: int) -> l
     return [Event(*row) for row in found.all()]
 
 
-async def image(connection: AsyncConnection, owner_id: str, digest: str) -> StoredImage:
-    """An image with its bytes, when a message of the owner shows it. Raises ImageNotFound."""
-    row = (await connection.execute(IMAGE_OF_OWNER, {"digest": digest, "owner_id": owner_id})).one_or_none()
+async def image(connection: AsyncConnection, owner_id: str, digest: str, now: float) -> StoredImage:
+    """An image with its bytes, when a message or a file of the owner shows it. Raises ImageNotFound."""
+    values = {"digest": digest, "owner_id": owner_id, "now": now}
+    row = (await connection.execute(IMAGE_OF_OWNER, values)).one_or_none()
     if row is None:
         raise ImageNotFound(digest)
     return StoredImage(*row)

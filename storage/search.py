@@ -25,6 +25,7 @@ SEPARATOR = "\x1f"
 MARK_START, MARK_END = "\x02", "\x03"
 SNIPPET_WORDS = 24
 MAX_WORDS = 32
+MERGE_PAGES = 500
 
 _CREATE = """
 CREATE VIRTUAL TABLE message_search USING fts5(
@@ -97,9 +98,16 @@ def index_messages(connection: Connection, owner_id: str, messages: Iterable[Mes
     driver(connection).executemany(_ADD, values)
 
 
-def forget_removed(connection: Connection) -> None:
-    """Merge the table's segments into one, without the words that only removed messages held."""
-    connection.exec_driver_sql("INSERT INTO message_search (message_search) VALUES ('optimize')")
+def forget_removed(connection: Connection, begin: bool) -> bool:
+    """A step of merging the table's segments into one, without the words that only removed messages held.
+
+    The first step begins the merge; whether more steps are to come.
+    """
+    database = driver(connection)
+    changes = database.total_changes
+    pages = -MERGE_PAGES if begin else MERGE_PAGES
+    database.execute("INSERT INTO message_search (message_search, rank) VALUES ('merge', ?)", (pages,))
+    return database.total_changes - changes > 1  # the inserted row itself counts as one
 
 
 async def search(connection: AsyncConnection, owner_id: str, query: str, limit: int, offset: int) -> list[Hit]:

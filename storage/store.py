@@ -166,9 +166,9 @@ class Store(Library):
             return await reads.item(connection, owner_id, item_id)
 
     async def image(self, owner_id: str, digest: str) -> StoredImage:
-        """An image that a message of the owner shows, as it was sent. Raises ImageNotFound."""
+        """An image that a message or a file of the owner shows, as it was sent. Raises ImageNotFound."""
         async with self._read() as connection:
-            return await reads.image(connection, owner_id, digest)
+            return await reads.image(connection, owner_id, digest, self._clock())
 
     async def image_data(self, digest: str) -> bytes:
         """An image's bytes, whoever shows it: for the engine, never for a client. Raises ImageNotFound."""

@@ -6,16 +6,15 @@ index), whichever process writes.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import ColumnClause, Connection, bindparam, delete, insert, literal_column, select, update
 
 from idefics_chat.conversation.messages import Message
-from idefics_chat.storage import quotas, rows, search, tree
+from idefics_chat.storage import images, quotas, rows, search, tree
 from idefics_chat.storage.accounts import create_conversation, require_conversation
-from idefics_chat.storage.dialect import insert_or_ignore
 from idefics_chat.storage.errors import (
     AlreadyExists,
     ConversationBusy,
@@ -24,7 +23,6 @@ from idefics_chat.storage.errors import (
     ResponseNotFound,
 )
 from idefics_chat.storage.models import (
-    Base,
     ConversationRecord,
     EventRecord,
     MessageRecord,
@@ -34,7 +32,6 @@ from idefics_chat.storage.models import (
 from idefics_chat.storage.prepared import ConstraintError, Prepared
 from idefics_chat.storage.values import Conversation, Event, FinishedResponse, NewResponse, ResponseRow, StoredImage
 
-_TABLES = Base.metadata.tables
 _IN_PROGRESS: ColumnClause[str] = literal_column(
     "'in_progress'"
 )  # as text: a bound value would keep the partial index from being used
@@ -70,15 +67,13 @@ TO_CONTINUE = Prepared(
         _LAST_EVENT.scalar_subquery().label("last_event"),
     ).where(ResponseRecord.id == bindparam("id"))
 )
-_DIGESTS_OF = Prepared(
+DIGESTS_OF = Prepared(
     select(PartRecord.digest).where(PartRecord.message_id == bindparam("id"), PartRecord.digest.is_not(None))
 )
 _ADD_RESPONSE = Prepared(insert(ResponseRecord))
 _ADD_EVENTS = Prepared(insert(EventRecord))
 _ADD_MESSAGES = Prepared(insert(MessageRecord))
 _ADD_PARTS = Prepared(insert(PartRecord), ["message_id", "position", "digest", "text"])
-_ADD_IMAGE = Prepared(insert_or_ignore(_TABLES["images"]))
-_ADD_IMAGE_DATA = Prepared(insert_or_ignore(_TABLES["image_data"]))
 MOVE_TIP = Prepared(
     update(ConversationRecord)
     .where(ConversationRecord.id == bindparam("of"))
@@ -113,7 +108,7 @@ def begin_response(
     tip = new.messages[-1].id if new.messages else new.parent_id
     output = tree.add_children(places, (*((m.parent_id, m.id) for m in new.messages), (tip, new.output_id)))
     _add_response(connection, owner_id, new, conversation.tip_id, output)
-    image_bytes = add_images(connection, owner_id, new.images, new.messages, new.created_at)
+    image_bytes = images.add_images(connection, owner_id, new.images, new.messages, new.created_at)
     add_messages(connection, owner_id, new.conversation_id, new.messages, places)
     quotas.count(connection, owner_id, messages=len(new.messages), image_bytes=image_bytes, spare_messages=1)
     add_events(connection, new.id, events, expected=0)
@@ -159,25 +154,23 @@ def add_items(
     owner_id: str,
     conversation_id: str,
     messages: Sequence[Message],
-    images: Sequence[StoredImage],
+    sent: Sequence[StoredImage],
     at: float,
 ) -> None:
     """Store messages without a turn; the last becomes the conversation's tip. They are one chain that follows any
-    message of the conversation.
+    message of the conversation; `sent` are the images in them.
 
     Raises ConversationNotFound, ConversationBusy, ItemNotFound, ImageNotFound, AlreadyExists, QuotaExceeded.
     """
     require_conversation(connection, owner_id, conversation_id)
-    running = RUNNING.one(connection, {"conversation_id": conversation_id})
-    if running is not None:
-        raise ConversationBusy(conversation_id, running.id)
+    require_idle(connection, conversation_id)
     if not messages:
         return
     parent_id = messages[0].parent_id
     tree.check_chain(parent_id, [(message.id, message.parent_id) for message in messages])
     places = tree.load_places(connection, conversation_id, parent_id)
     tree.add_children(places, [(message.parent_id, message.id) for message in messages])
-    image_bytes = add_images(connection, owner_id, images, messages, at)
+    image_bytes = images.add_images(connection, owner_id, sent, messages, at)
     add_messages(connection, owner_id, conversation_id, messages, places)
     quotas.count(connection, owner_id, messages=len(messages), image_bytes=image_bytes)
     MOVE_TIP.run(connection, {"of": conversation_id, "to": messages[-1].id, "at": at})
@@ -188,43 +181,13 @@ def create_with_messages(
     owner_id: str,
     conversation_id: str,
     messages: Sequence[Message],
-    images: Sequence[StoredImage],
+    sent: Sequence[StoredImage],
     at: float,
 ) -> Conversation:
     """A new conversation that holds the messages. Raises what creating and adding raise."""
     create_conversation(connection, owner_id, conversation_id, None, None, at)
-    add_items(connection, owner_id, conversation_id, messages, images, at)
+    add_items(connection, owner_id, conversation_id, messages, sent, at)
     return rows.read_conversation(require_conversation(connection, owner_id, conversation_id))
-
-
-def add_images(
-    connection: Connection,
-    owner_id: str,
-    images: Iterable[StoredImage],
-    messages: Sequence[Message],
-    created_at: float,
-) -> int:
-    """Store those images that the messages show and that are not there yet; the bytes that are new to the owner.
-
-    Raises ImageNotFound for one that the messages show and that was neither sent now nor shown by the owner before.
-    """
-    shown = {digest for message in messages for digest in message.digests}
-    sent: set[str] = set()
-    for image in images:
-        if image.digest not in shown or image.digest in sent:
-            continue
-        sent.add(image.digest)
-        about = {
-            "digest": image.digest,
-            "media_type": image.media_type,
-            "width": image.width,
-            "height": image.height,
-            "size_bytes": len(image.data),
-            "created_at": created_at,
-        }
-        if _ADD_IMAGE.run(connection, about):
-            _ADD_IMAGE_DATA.run(connection, {"digest": image.digest, "data": image.data})
-    return quotas.show_images(connection, owner_id, messages, sent)
 
 
 def add_messages(
@@ -250,6 +213,13 @@ def add_events(connection: Connection, response_id: str, events: Sequence[Event]
             raise EventOutOfOrder(response_id, number, event.sequence_number)
     if events:
         _ADD_EVENTS.run_each(connection, rows.event_values(response_id, events))
+
+
+def require_idle(connection: Connection, conversation_id: str) -> None:
+    """Raises ConversationBusy while a turn is running in the conversation."""
+    running = RUNNING.one(connection, {"conversation_id": conversation_id})
+    if running is not None:
+        raise ConversationBusy(conversation_id, running.id)
 
 
 def _first_of_key(connection: Connection, owner_id: str, new: NewResponse) -> ResponseRow | None:
@@ -301,8 +271,8 @@ def _add_answer(connection: Connection, response: Any, message: Message, at: flo
 def _undo_input(connection: Connection, response: Any, at: float) -> None:
     input_ids: list[str] = rows.from_json(response.input_ids)
     MOVE_TIP.run(connection, {"of": response.conversation_id, "to": response.restore_tip_id, "at": at})
-    uses = Counter(row.digest for message_id in input_ids for row in _DIGESTS_OF.all(connection, {"id": message_id}))
+    uses = Counter(row.digest for message_id in input_ids for row in DIGESTS_OF.all(connection, {"id": message_id}))
     for message_id in reversed(input_ids):
         _REMOVE_MESSAGE.run(connection, {"id": message_id})
-    freed, _, _ = quotas.hide_images(connection, response.owner_id, uses)
+    freed, _, _ = images.end_uses(connection, response.owner_id, uses)
     quotas.count(connection, response.owner_id, messages=-len(input_ids), image_bytes=-freed)

@@ -44,6 +44,33 @@ class StoredImage:
 
 
 @dataclass(frozen=True, slots=True)
+class NewFile:
+    """A file to keep: an image under a name. `purpose` is what its owner wants it for; `expires_at` None is never."""
+
+    id: str
+    filename: str
+    purpose: str
+    image: StoredImage
+    expires_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """What is known of an uploaded file; its bytes are those of the image `digest`."""
+
+    id: str
+    filename: str
+    purpose: str
+    digest: str
+    media_type: str
+    width: int
+    height: int
+    size_bytes: int
+    created_at: float
+    expires_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Conversation:
     """A tree of messages. `tip_id` is the message that the next turn follows, None when there is none yet.
 

@@ -48,11 +48,12 @@ _RULES = {
         SELECT id FROM responses WHERE log_removed_at IS NOT NULL
            AND EXISTS (SELECT 1 FROM response_events e WHERE e.response_id = responses.id)""",
     "images without bytes": "SELECT digest FROM images WHERE digest NOT IN (SELECT digest FROM image_data)",
-    "images that no message shows": "SELECT digest FROM images WHERE digest NOT IN (SELECT digest FROM owner_images)",
+    "images that nothing uses": "SELECT digest FROM images WHERE digest NOT IN (SELECT digest FROM owner_images)",
     "images whose uses are counted wrong": """
-        WITH shown AS (SELECT c.owner_id, p.digest, count(*) AS uses FROM message_parts p
-                         JOIN messages m ON m.id = p.message_id JOIN conversations c ON c.id = m.conversation_id
-                        WHERE p.digest IS NOT NULL GROUP BY c.owner_id, p.digest)
+        WITH use AS (SELECT c.owner_id, p.digest FROM message_parts p
+                       JOIN messages m ON m.id = p.message_id JOIN conversations c ON c.id = m.conversation_id
+                      WHERE p.digest IS NOT NULL UNION ALL SELECT owner_id, digest FROM files),
+             shown AS (SELECT owner_id, digest, count(*) AS uses FROM use GROUP BY owner_id, digest)
         SELECT digest FROM (SELECT owner_id, digest, uses FROM owner_images EXCEPT SELECT * FROM shown)
         UNION SELECT digest FROM (SELECT * FROM shown EXCEPT SELECT owner_id, digest, uses FROM owner_images)""",
     "owners whose usage is counted wrong": """

@@ -7,7 +7,7 @@ import pytest
 from idefics_chat.storage import errors
 
 SAMPLES = {"expected": 3, "actual": 5, "limit": 7}
-SHARED = {"storage_error", "invalid_value"}
+SHARED = {"storage_error", "invalid_value", "file_not_found"}
 
 
 def made(kind: type[errors.StorageError]) -> errors.StorageError:

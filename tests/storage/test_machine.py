@@ -27,10 +27,12 @@ from idefics_chat.storage.errors import (
     ImageNotFound,
     ItemNotFound,
     ResponseFinished,
+    ResponseNotFound,
     StorageError,
+    StoredFileNotFound,
 )
 from idefics_chat.storage.store import Store
-from idefics_chat.storage.values import Event, FinishedResponse, NewResponse, StoredImage
+from idefics_chat.storage.values import Event, FinishedResponse, NewFile, NewResponse, StoredImage
 from idefics_chat.storage.verify import verify
 
 OWNERS = ("ada", "bob")
@@ -55,7 +57,10 @@ class Talk:
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Random turns, branches, failures, repeats and restarts over a few conversations of two owners."""
+    """Random turns, branches, failures, repeats, files, deletions and restarts over a few conversations of two owners.
+
+    What is read back is the model's; the file is verified at the end.
+    """
 
     conversations = Bundle("conversations")
     running = Bundle("running")
@@ -69,6 +74,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.logs: dict[str, list[Event]] = {}
         self.keys: dict[tuple[str, str], tuple[str, str | None]] = {}
         self.images: dict[str, bytes] = {}
+        self.files: dict[str, tuple[str, str]] = {}
         self.count = 0
         self.open()
 
@@ -169,9 +175,10 @@ class StoreMachine(RuleBasedStateMachine):
         return None
 
     def shown(self, owners) -> set[str]:
-        """The images that the owners' messages show."""
+        """The images that the owners' messages show or that are their files."""
         talks = [talk for talk in self.talks.values() if talk.owner in owners]
-        return {digest for talk in talks for message in talk.messages.values() for digest in message.digests}
+        files = {digest for owner, digest in self.files.values() if owner in owners}
+        return files | {digest for talk in talks for message in talk.messages.values() for digest in message.digests}
 
     def began(self, talk: Talk, asker: str, new: NewResponse, events: list[Event]) -> None:
         self.turns[new.id] = (new, asker, talk.tip)
@@ -253,6 +260,84 @@ class StoreMachine(RuleBasedStateMachine):
             del self.keys[key]
         self.runner.run(self.store.create_conversation(self.owners[talk.owner], id=conversation))
         self.talks[conversation] = Talk(talk.owner)
+
+    @rule(owner=st.sampled_from(OWNERS), content=st.binary(min_size=1, max_size=2))
+    def upload(self, owner, content):
+        image = StoredImage(hashlib.sha256(content).hexdigest(), "image/png", 1, 1, content)
+        new = NewFile(self.id("file"), "a.png", "vision", image)
+        assert self.runner.run(self.store.add_file(self.owners[owner], new)).size_bytes == len(content)
+        self.files[new.id] = (owner, image.digest)
+        self.images[image.digest] = content
+
+    @precondition(lambda self: self.files)
+    @rule(data=st.data(), asker=st.sampled_from(OWNERS), delete=st.booleans())
+    def read_or_delete_a_file(self, data, asker, delete):
+        file_id = data.draw(st.sampled_from(sorted(self.files)))
+        owner, digest = self.files[file_id]
+        call = self.store.delete_file if delete else self.store.file_content
+        if owner != asker:
+            with pytest.raises(StoredFileNotFound):
+                self.runner.run(call(self.owners[asker], file_id))
+            return
+        found = self.runner.run(call(self.owners[asker], file_id))
+        if delete:
+            del self.files[file_id]
+        else:
+            assert found.data == self.images[digest]
+
+    @rule(owner=st.sampled_from(OWNERS))
+    def list_the_files(self, owner):
+        page = self.runner.run(self.store.files(self.owners[owner], order="asc", limit=200))
+        assert [file.id for file in page.items] == sorted(f for f, (whose, _) in self.files.items() if whose == owner)
+
+    @rule(conversation=conversations, data=st.data(), asker=st.sampled_from(OWNERS))
+    def delete_an_item(self, conversation, data, asker):
+        talk = self.talks[conversation]
+        item = data.draw(st.sampled_from(["msg_none", *talk.messages]))
+        expected = ConversationNotFound if talk.owner != asker else ConversationBusy if talk.running else None
+        if item == "msg_none":
+            expected = expected or ItemNotFound
+        call = self.store.delete_item(self.owners[asker], conversation, item)
+        if expected is not None:
+            with pytest.raises(expected):
+                self.runner.run(call)
+            return
+        parent = talk.messages.pop(item).parent_id
+        for message in [one for one in talk.messages.values() if one.parent_id == item]:
+            talk.messages[message.id] = replace(message, parent_id=parent)
+        talk.tip = parent if talk.tip == item else talk.tip
+        assert self.runner.run(call).tip_id == talk.tip
+        for response in [r for r, (new, _, _) in self.turns.items() if new.output_id == item]:
+            self.logs[response] = []
+
+    @precondition(lambda self: self.turns)
+    @rule(data=st.data())
+    def delete_a_response(self, data):
+        response = data.draw(st.sampled_from(sorted(self.turns)))
+        new, asker, _ = self.turns[response]
+        call = self.store.delete_response(self.owners[asker], response)
+        if self.talks[new.conversation_id].running == response:
+            with pytest.raises(ConversationBusy):
+                self.runner.run(call)
+            return
+        self.runner.run(call)
+        del self.turns[response], self.logs[response]
+        self.keys = {key: value for key, value in self.keys.items() if value[0] != response}
+        with pytest.raises(ResponseNotFound):
+            self.runner.run(self.store.response(self.owners[asker], response))
+        assert self.runner.run(self.store.events(response)) == []
+
+    @precondition(lambda self: self.turns)
+    @rule(data=st.data())
+    def read_a_response(self, data):
+        response = data.draw(st.sampled_from(sorted(self.turns)))
+        new, asker, _ = self.turns[response]
+        talk = self.talks[new.conversation_id]
+        row = self.runner.run(self.store.response(self.owners[asker], response))
+        assert row.tip_id is None or row.tip_id in talk.messages
+        assert row.answered == (new.output_id in talk.messages)
+        if row.status != "failed":
+            assert row.input_ids == tuple(one.id for one in new.messages if one.id in talk.messages)
 
     @rule()
     def reopen(self):

@@ -46,7 +46,7 @@ BREAKS = {
     "bytes of image": "UPDATE image_data SET data = data || x'00' WHERE rowid = 1",
     "without bytes": "DELETE FROM image_data WHERE rowid = 1",
     "uses are counted wrong": "UPDATE owner_images SET uses = uses + 1",
-    "no message shows": "DELETE FROM owner_images",
+    "nothing uses": "DELETE FROM owner_images",
     "usage is counted wrong": "UPDATE owner_usage SET messages = 0",
     "without a count": "DELETE FROM owner_usage",
     "cannot be searched": "DELETE FROM message_search",
@@ -170,7 +170,7 @@ async def test_statistics_count_what_is_there(store, owner, talk, database):
     await some_data(store, owner, talk)
     stats = maintenance.stats(database)
     assert stats.rows == {
-        "owners": 1, "conversations": 3, "messages": 30, "images": 5, "responses": 15, "response_events": 45
+        "owners": 1, "conversations": 3, "messages": 30, "images": 5, "files": 0, "responses": 15, "response_events": 45
     }  # fmt: skip
     assert stats.image_bytes == 5 * 7_000
     assert stats.file_bytes + stats.log_bytes > stats.image_bytes

@@ -10,6 +10,7 @@ from idefics_chat.storage import dialect, schema
 from idefics_chat.storage.errors import UnknownRevision
 from idefics_chat.storage.store import Store
 from idefics_chat.storage.values import Event
+from idefics_chat.storage.verify import verify
 
 pytestmark = pytest.mark.anyio
 
@@ -34,7 +35,29 @@ INSERT INTO response_events VALUES ('resp_1', 0, 'response.created', '{{}}'),
                                    ('resp_1', 1, 'response.completed', '{{}}');
 UPDATE conversations SET tip_id = 'msg_2' WHERE id = 'conv_1';
 """
-DATA = {"0001": AT_0001}
+AT_0002 = f"""
+INSERT INTO owners VALUES ('own_1', 'ada', 1.0), ('own_2', 'bob', 2.0);
+INSERT INTO owner_usage VALUES ('own_1', 1, 2, {len(IMAGE)}, NULL, 100, NULL), ('own_2', 1, 0, 0, NULL, NULL, NULL);
+INSERT INTO api_keys VALUES ('hash', 'own_1', 'laptop', NULL, 1.0, NULL, NULL);
+INSERT INTO conversations VALUES
+  ('conv_1', 'own_1', 'telegram:42', '{{"a":"1"}}', 1.0, 5.0, NULL, 'Würfel', 'active', NULL, NULL, NULL),
+  ('conv_2', 'own_2', NULL, '{{}}', 2.0, 2.0, NULL, NULL, 'active', NULL, NULL, NULL);
+INSERT INTO images VALUES ('{DIGEST}', 'image/png', 8, 6, {len(IMAGE)}, 1.0);
+INSERT INTO image_data VALUES ('{DIGEST}', x'{IMAGE.hex()}');
+INSERT INTO owner_images VALUES ('own_1', '{DIGEST}', 1);
+INSERT INTO messages VALUES ('msg_1', 'conv_1', NULL, 'msg_1', 0, 'user', 'completed', 3.0, NULL, NULL),
+                            ('msg_2', 'conv_1', 'msg_1', 'msg_1', 1, 'assistant', 'completed', 4.0, 't', x'05000000');
+INSERT INTO message_parts VALUES (1, 'msg_1', 0, NULL, 'What is this?'), (2, 'msg_1', 1, '{DIGEST}', NULL),
+                                 (3, 'msg_2', 0, NULL, 'Ein grüner Würfel.');
+INSERT INTO message_search (rowid, owner, text) VALUES (1, 'own_1', 'What is this?'),
+                                                        (3, 'own_1', 'Ein grüner Würfel.');
+INSERT INTO responses VALUES ('resp_1', 'own_1', 'conv_1', NULL, NULL, '["msg_1"]', 'msg_2', 1, 'msg_1', 1, 'completed',
+                              3.0, 5.0, '{{"model":"m"}}', '{{"output_tokens":1}}', NULL, NULL, 'key', 'h', NULL, NULL);
+INSERT INTO response_events VALUES ('resp_1', 0, 'response.created', '{{}}'),
+                                   ('resp_1', 1, 'response.completed', '{{}}');
+UPDATE conversations SET tip_id = 'msg_2' WHERE id = 'conv_1';
+"""
+DATA = {"0001": AT_0001, "0002": AT_0002}
 
 
 def database_at(file, revision: str) -> None:
@@ -76,6 +99,8 @@ async def test_everything_of_an_earlier_revision_is_there_and_goes_on(database, 
         assert [hit.message_id for hit in await store.search(ada.id, "wurfel")] == ["msg_2"]
         usage = await store.usage(ada.id)
         assert (usage.conversations, usage.messages, usage.image_bytes) == (1, 2, len(IMAGE))
+        assert (await store.files(ada.id)).items == ()
+        assert verify(database).problems == ()
         await talk.turn(store, ada, "conv_1", "msg_2")
         assert (await store.purge_conversation(ada.id, "conv_1")).image_bytes == len(IMAGE)
     finally:

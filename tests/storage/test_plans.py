@@ -6,7 +6,19 @@ import sqlite3
 import pytest
 from sqlalchemy.dialects import sqlite
 
-from idefics_chat.storage import accounts, lifecycle, listing, quotas, reads, search, tree, turns
+from idefics_chat.storage import (
+    accounts,
+    deletion,
+    files,
+    images,
+    lifecycle,
+    listing,
+    quotas,
+    reads,
+    search,
+    tree,
+    turns,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -35,11 +47,15 @@ STATEMENTS = {
     "to purge": lifecycle.TO_PURGE,
     "old logs": lifecycle.OLD_LOGS,
     "usage": quotas.USAGE.statement,
-    "uses of an image": quotas.USES.statement,
-    "any use of an image": quotas.ANY_USE.statement,
+    "uses of an image": images.USES.statement,
+    "any use of an image": images.ANY_USE.statement,
     "response by idempotency key": turns.BY_KEY.statement,
     "running response": turns.RUNNING.statement,
     "response to continue": turns.TO_CONTINUE.statement,
+    "what follows an item": deletion.DESCENDANTS.statement,
+    "file": files.FILE,
+    "content of a file": files.CONTENT,
+    "expired files": files.EXPIRED,
 }
 
 
@@ -57,7 +73,7 @@ def plan(database, statement) -> list[str]:
 async def test_every_statement_searches_by_an_index(store, database, name):
     scanned = [step for step in plan(database, STATEMENTS[name]) if step.startswith("SCAN")]
     # The chain is the path itself, the climb the jumps made, the last one a page's ids.
-    allowed = {"SCAN chain", "SCAN climb", "SCAN CONSTANT ROW", "SCAN anon_1"}
+    allowed = {"SCAN chain", "SCAN climb", "SCAN CONSTANT ROW", "SCAN anon_1", "SCAN descendants"}
     if name == "running responses":
         allowed.add("SCAN responses USING INDEX uq_responses_running")  # an index of the running ones alone
     assert set(scanned) <= allowed
@@ -69,6 +85,16 @@ async def test_conversations_are_read_in_the_order_of_their_index(store, databas
     (step,) = plan(database, listing.CONVERSATIONS[order, after])
     assert "ix_conversations_owner_id_state_updated_at_id" in step
     assert ("(updated_at,id)" in step) == after  # it begins at the mark, and nothing is sorted
+
+
+@pytest.mark.parametrize("purpose", [False, True])
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("order", ["asc", "desc"])
+async def test_files_are_read_in_the_order_of_their_index(store, database, order, after, purpose):
+    first, about = plan(database, files.FILES[order, after, purpose])
+    assert ("ix_files_owner_id_purpose_created_at_id" if purpose else "ix_files_owner_id_created_at_id") in first
+    assert ("(created_at,id)" in first) == after
+    assert "images" in about
 
 
 async def test_a_search_reads_the_matches_alone(store, database):
