@@ -12,6 +12,7 @@ import functools
 import logging
 import signal
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from idefics_chat.server.auth import is_loopback
 from idefics_chat.server.chat import ChatService
 from idefics_chat.server.housekeeping import Retention, keep_house
 from idefics_chat.server.settings import SHIPPED_MODEL, Settings
+from idefics_chat.server.settings_sources import shown_value
 from idefics_chat.server.state import ServerState, Services
 from idefics_chat.server.turn_preparation import TurnPreparation
 from idefics_chat.storage.errors import StorageError
@@ -49,9 +51,9 @@ class StartError(Exception):
 class Reporter(Protocol):
     """Is told how the start goes, to show it."""
 
-    def loading(self, model: str, address: str) -> None: ...
+    def loading(self, model: str, url: str) -> None: ...
 
-    def ready(self, model: str, address: str, database: str) -> None: ...
+    def ready(self, model: str, url: str, database: str) -> None: ...
 
 
 async def serve(settings: Settings, reporter: Reporter) -> None:
@@ -60,7 +62,7 @@ async def serve(settings: Settings, reporter: Reporter) -> None:
     Raises:
         StartError, StorageError, ModelLoadError: it could not start.
     """
-    check_exposure(settings)
+    check_settings(settings)
     listener = _listen(settings.host, settings.port)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(listener.close)
@@ -70,12 +72,12 @@ async def serve(settings: Settings, reporter: Reporter) -> None:
         stack.push_async_callback(store.close)
         state = ServerState(settings)
         server = _Server(_uvicorn_config(settings, state), state)
-        address = _address(settings.host, listener)
+        url = _url(settings, listener)
         async with asyncio.TaskGroup() as tasks:
             with _stop_on_signals(server):
                 serving = tasks.create_task(server.serve(sockets=[listener]))
                 try:
-                    reporter.loading(settings.model, address)
+                    reporter.loading(settings.model, url)
                     engine = await _unless_stopped(serving, functools.partial(load_engine, settings))
                     if engine is not None:
                         keeper = tasks.create_task(keep_house(store, retention_of(settings), time.time))
@@ -83,7 +85,7 @@ async def serve(settings: Settings, reporter: Reporter) -> None:
                         state.services = Services(
                             store, await stack.enter_async_context(_chat(store, engine, settings))
                         )
-                        reporter.ready(engine.info.id, address, settings.database)
+                        reporter.ready(engine.info.id, url, shown_value("database", settings.database))
                     await asyncio.wait([serving])
                 finally:
                     server.should_exit = True
@@ -93,7 +95,7 @@ async def _open_store(database: str) -> Store:
     try:
         return await Store.open(database)
     except StorageError as error:
-        raise StartError(f"{error} (--database {database})") from error
+        raise StartError(f"{error} (--database {shown_value('database', database)})") from error
 
 
 @contextlib.contextmanager
@@ -117,6 +119,31 @@ def check_exposure(settings: Settings) -> None:
             f"Listening on {settings.host} lets other machines in without a key: add --require-key, and make a key "
             f"with: idefics-chat keys create NAME --database {settings.database}"
         )
+
+
+def check_settings(settings: Settings) -> None:
+    """What can be said of settings before anything is started.
+
+    Raises:
+        StartError: they cannot be used together, or here.
+    """
+    check_exposure(settings)
+    tls_context(settings)
+
+
+def tls_context(settings: Settings) -> ssl.SSLContext | None:
+    """TLS by the files of the settings; None without them. Raises StartError where they are no such files."""
+    if settings.tls_certificate is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise StartError(
+            f"The certificate {settings.tls_certificate} and the key {settings.tls_key} cannot be used together "
+            f"({error.strerror or error}); give PEM files that belong together as tls_certificate and tls_key."
+        ) from error
+    return context
 
 
 def load_engine(settings: Settings) -> Engine:
@@ -213,9 +240,11 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _address(host: str, listener: socket.socket) -> str:
-    name = f"[{host}]" if ":" in host else host
-    return f"{name}:{listener.getsockname()[1]}"
+def _url(settings: Settings, listener: socket.socket) -> str:
+    """Of the websockets."""
+    scheme = "ws" if settings.tls_certificate is None else "wss"
+    name = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"{scheme}://{name}:{listener.getsockname()[1]}"
 
 
 @contextlib.contextmanager

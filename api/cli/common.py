@@ -1,17 +1,18 @@
 """What the commands share: the database option, settings, running to the end, progress on a terminal."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from idefics_chat.server.settings import Settings
+from idefics_chat.server.settings_sources import CONFIG_VARIABLE, LoadedSettings, SettingsError, load_settings
 from idefics_chat.storage.store import Store
 
 Database = Annotated[
@@ -19,15 +20,26 @@ Database = Annotated[
 ]
 
 
-def settings_of(given: dict[str, Any]) -> Settings:
-    """The settings: what was given on the command line, then the environment, then the defaults. Exits with 2."""
+Config = Annotated[
+    Path | None, typer.Option("--config", envvar=CONFIG_VARIABLE, help="TOML file with settings.", show_default=False)
+]
+
+
+def loaded_settings(given: dict[str, Any], config: Path | None = None) -> LoadedSettings:
+    """The settings: what was given on the command line, then the environment, the file, the defaults. Exits with 2."""
+    if config is None and (named := os.environ.get(CONFIG_VARIABLE)):
+        config = Path(named)
     try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        for problem in error.errors(include_url=False, include_input=False):
-            name = ".".join(str(part) for part in problem["loc"])
-            typer.echo(f"error: setting {name}: {problem['msg']}", err=True)
+        return load_settings({name: value for name, value in given.items() if value not in (None, [])}, config)
+    except SettingsError as error:
+        for problem in error.problems:
+            typer.echo(f"error: {problem}", err=True)
         raise typer.Exit(2) from None
+
+
+def settings_of(given: dict[str, Any], config: Path | None = None) -> Settings:
+    """The settings alone. Exits with 2."""
+    return loaded_settings(given, config).settings
 
 
 def run_to_end(work: Coroutine[Any, Any, None]) -> None:

@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 from idefics_chat import __version__
-from idefics_chat.cli import conversations, database, keys
+from idefics_chat.cli import config, conversations, database, keys
 from idefics_chat.cli.serve import serve
 
 app = typer.Typer(
@@ -16,6 +16,7 @@ app = typer.Typer(
     add_completion=True,
 )
 app.command()(serve)
+app.add_typer(config.app, name="config")
 app.add_typer(keys.app, name="keys")
 app.add_typer(database.app, name="db")
 app.add_typer(conversations.app, name="conversations")

@@ -1,48 +1,55 @@
-"""`idefics-chat serve`: the server, with its flags and what a person sees of its start."""
+"""`idefics-chat serve`: the server, with a flag for every setting, and what a person sees of its start."""
 
-import logging
-from typing import Annotated
+import inspect
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from idefics_chat.cli.common import Database, run_to_end, settings_of
+from idefics_chat.cli.common import Config, run_to_end, settings_of
+from idefics_chat.server.settings import SECTIONS, Settings
+from idefics_chat.server.settings_sources import flag_of, shown_value
 
 
-def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. [default: 8000]")] = None,
-    database: Database = None,
-    model: Annotated[
-        str | None, typer.Option(help="The shipped model, a hub name or a folder. [default: idefics-shapes]")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. [default: auto]")] = None,
-    quantization: Annotated[str | None, typer.Option(help="4bit or 8bit, by bitsandbytes.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps. [default: auto]")] = None,
-    require_key: Annotated[bool | None, typer.Option("--require-key", help="Refuse connections without a key.")] = None,
-    allowed_origins: Annotated[
-        list[str] | None, typer.Option(help="Origin of a web page that may connect; repeat for more.")
-    ] = None,
-) -> None:
-    """Start the server. Every flag can also stand in the environment, as IDEFICS_CHAT_PORT and so on."""
-    given = {
-        "host": host,
-        "port": port,
-        "database": database,
-        "model": model,
-        "dtype": dtype,
-        "quantization": quantization,
-        "device": device,
-        "require_key": require_key,
-        "allowed_origins": tuple(allowed_origins) if allowed_origins else None,
-    }
-    settings = settings_of(given)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+def serve(config: Path | None = None, **flags: Any) -> None:
+    """Start the server.
+
+    Every setting can stand in a flag, in the environment (--port as IDEFICS_CHAT_PORT) or in a TOML file (port = 9000);
+    a flag wins over the environment, the environment over the file.
+    """
+    settings = settings_of(flags, config)
+    from idefics_chat.server.logs import set_up_logs
     from idefics_chat.server.serving import serve as run
 
+    set_up_logs(settings.log_format, settings.log_level)
     run_to_end(run(settings, _TerminalReporter()))
+
+
+def _parameters() -> list[inspect.Parameter]:
+    """A flag for each setting. Values come as they are written: the settings themselves say what is wrong."""
+    found = [inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Config)]
+    for section in SECTIONS:
+        panel = inspect.getdoc(section) or ""
+        found += [_parameter(name, panel) for name in section.model_fields]
+    return found
+
+
+def _parameter(name: str, panel: str) -> inspect.Parameter:
+    field = Settings.model_fields[name]
+    default = shown_value(name, field.default)
+    text = f"{field.description} [default: {default}]" if default else str(field.description)
+    kind: Any = str | None
+    flag = flag_of(name)
+    if isinstance(field.default, bool):
+        kind, flag = bool | None, f"{flag}/--no-{flag.removeprefix('--')}"
+    elif isinstance(field.default, tuple):
+        kind, text = list[str] | None, f"{text} Repeat it for more."
+    option = typer.Option(flag, help=text, rich_help_panel=panel, show_default=False)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
+
+
+serve.__signature__ = inspect.Signature(_parameters())  # type: ignore[attr-defined]
 
 
 class _TerminalReporter:
@@ -51,13 +58,13 @@ class _TerminalReporter:
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
 
-    def loading(self, model: str, address: str) -> None:
+    def loading(self, model: str, url: str) -> None:
         self._console.print(f"Loading [bold]{model}[/bold] ...")
 
-    def ready(self, model: str, address: str, database: str) -> None:
+    def ready(self, model: str, url: str, database: str) -> None:
         self._console.print(
-            f"[green]Ready.[/green] [bold]{model}[/bold] answers at [bold]ws://{address}/v1/responses[/bold]\n"
+            f"[green]Ready.[/green] [bold]{model}[/bold] answers at [bold]{url}/v1/responses[/bold]\n"
             f"Conversations are kept in {database}. Press Ctrl-C to stop.\n\n"
             "Talk to it from a second terminal:\n"
-            f'  .venv/bin/python client_example/chat.py photo.png "What is in this image?" --url ws://{address}/v1/responses'
+            f'  .venv/bin/python client_example/chat.py photo.png "What is in this image?" --url {url}/v1/responses'
         )

@@ -1,12 +1,14 @@
-"""Settings: flags over environment over defaults, and every one of them documented."""
+"""Settings: flags over environment over file over defaults, and every one of them documented."""
 
+import runpy
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from idefics_chat.server.serving import StartError, check_exposure, model_id
+from idefics_chat.server.serving import StartError, check_exposure, check_settings, model_id
 from idefics_chat.server.settings import Settings
+from idefics_chat.server.settings_sources import SettingsError, flag_of, load_settings
 from tests.end_to_end.server_process import run_command
 
 
@@ -41,13 +43,86 @@ def test_a_model_is_called_by_its_hub_name_or_its_folder_s(tmp_path: Path) -> No
     assert model_id("HuggingFaceM4/idefics-9b-instruct") == "HuggingFaceM4/idefics-9b-instruct"
 
 
-def test_the_readme_documents_every_setting() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+def test_the_page_of_settings_is_the_one_that_the_settings_make() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    page = runpy.run_path(str(docs / "settings_page.py"))["page"]
+    assert (docs / "settings.md").read_text() == page(), "run: python docs/settings_page.py"
     for name in Settings.model_fields:
-        assert f"`{name}`" in readme, f"the README says nothing of the setting {name}"
+        assert f"| `{name}` |" in page()
 
 
-def test_serve_has_the_flags_that_operators_use_first() -> None:
+def test_every_setting_has_a_flag() -> None:
     help_text = run_command("serve", "--help").stdout
-    for flag in ("host", "port", "database", "model", "dtype", "quantization", "device", "require-key"):
-        assert f"--{flag}" in help_text
+    for name in Settings.model_fields:
+        assert f"{flag_of(name)} " in help_text
+
+
+def test_a_flag_wins_over_the_environment_the_environment_over_the_file_and_that_over_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "chat.toml"
+    file.write_text('port = 1\nmodel = "from-file"\ndtype = "bfloat16"\nallowed_origins = ["https://a.example"]\n')
+    monkeypatch.setenv("IDEFICS_CHAT_PORT", "2")
+    monkeypatch.setenv("IDEFICS_CHAT_MODEL", "from-environment")
+    monkeypatch.setenv("IDEFICS_CHAT_ALLOWED_HOSTS", "a.example, b.example")
+    loaded = load_settings({"port": "3"}, file)
+    found = loaded.settings
+    assert (found.port, found.model, found.dtype, found.device) == (3, "from-environment", "bfloat16", "auto")
+    assert (found.allowed_origins, found.allowed_hosts) == (("https://a.example",), ("a.example", "b.example"))
+    origins = [loaded.origins[name].split()[0] for name in ("port", "model", "dtype", "device")]
+    assert origins == ["flag", "environment", "file", "default"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("prot = 1", "setting prot: there is no such setting (file "),
+        ("port = 70000", "setting port: "),
+        ('[port]\nx = "y"', "setting port: "),
+        ("port = = 1", "setting config: "),
+        ('tls_certificate = "cert.pem"', "setting tls_certificate and tls_key go together"),
+        ('trusted_proxies = ["my-proxy"]', "setting trusted_proxies: 'my-proxy' is no address"),
+        ("idle_timeout_s = inf", "setting idle_timeout_s: "),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_by_the_setting_s_name(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "chat.toml"
+    file.write_text(text)
+    with pytest.raises(SettingsError) as refused:
+        load_settings({}, file)
+    assert [problem for problem in refused.value.problems if problem.startswith(said)] == refused.value.problems
+    assert all(problem.endswith(".") or problem.endswith("them.") for problem in refused.value.problems)
+
+
+def test_what_the_environment_has_for_others_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IDEFICS_CHAT_SERVICE_HOST", "10.0.0.1")
+    assert load_settings({}).settings == Settings()
+
+
+def test_config_shows_every_setting_with_its_origin_and_no_password(tmp_path: Path) -> None:
+    file = tmp_path / "chat.toml"
+    file.write_text('database = "postgresql://ann:hunter2@db/chat"\n')
+    done = run_command("config", "show", "--config", str(file))
+    assert [line.split(" = ")[0] for line in done.stdout.splitlines()] == list(Settings.model_fields)
+    assert "hunter2" not in done.stdout + done.stderr
+    assert f"database = postgresql://ann:***@db/chat  (file {file})" in done.stdout
+
+
+def test_config_check_says_what_serve_would_say(tmp_path: Path) -> None:
+    file = tmp_path / "chat.toml"
+    file.write_text('host = "0.0.0.0"\n')
+    assert run_command("config", "check").returncode == 0
+    refused = run_command("config", "check", env={"IDEFICS_CHAT_CONFIG": str(file)})
+    assert refused.returncode == 1
+    assert "--require-key" in refused.stderr
+    file.write_text("port = -1\nprot = 1\n")
+    both = run_command("config", "check", "--config", str(file))
+    assert both.returncode == 2
+    assert both.stderr.count("error: setting ") == 2
+
+
+def test_files_that_are_no_certificate_are_refused_with_a_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "not.pem"
+    file.write_text("hello")
+    with pytest.raises(StartError, match="tls_certificate"):
+        check_settings(Settings(tls_certificate=file, tls_key=file))
