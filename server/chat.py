@@ -124,7 +124,7 @@ class ChatService:
         # that is being committed goes on.
         return await accepted
 
-    async def generate(self, turn: Turn) -> Generation:
+    async def generate(self, owner_id: str, turn: Turn) -> Generation:
         """An answer that is not stored, to the turn's input alone. It is the caller's: to be read to its end, or
         cancelled.
 
@@ -134,7 +134,7 @@ class ChatService:
         self._preparation.check_request(turn)
         if self._stopping:
             raise EngineStopped
-        prepared = await self._preparation.prepare_unstored(turn)
+        prepared = await self._preparation.prepare_unstored(owner_id, turn)
         return await self._engine.submit(
             GenerationRequest(
                 prompt=prepared.prompt,

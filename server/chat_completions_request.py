@@ -13,7 +13,7 @@ from idefics_chat.server.client_json import WireModel, validate
 from idefics_chat.server.errors import ApiError
 from idefics_chat.server.input_items import ROLES, ContentPart, read_part
 from idefics_chat.server.responses_request import read_sampling, read_stop
-from idefics_chat.server.turns import InputImage, InputMessage, Turn
+from idefics_chat.server.turns import AnyImage, InputMessage, Turn
 
 _PART_TYPES = {"text": "input_text", "image_url": "input_image"}
 
@@ -116,7 +116,7 @@ def _message(message: ChatMessage, param: str) -> InputMessage:
     )
 
 
-def _part(part: ChatPart, role: Role, param: str) -> str | InputImage:
+def _part(part: ChatPart, role: Role, param: str) -> str | AnyImage:
     if part.type not in _PART_TYPES:
         sentence = f"Content of type {part.type[:80]!r} is not taken; send text or image_url."
         raise ApiError("unsupported_value", sentence, f"{param}.type")

@@ -41,7 +41,7 @@ class ConversationEdits:
         """
         turn = Turn(input=said, generate=False)
         self._preparation.check_request(turn)
-        messages, images = await self._preparation.check_input(turn, None)
+        messages, images = await self._preparation.check_input(owner_id, turn, None)
         return await self._filled(owner_id, metadata, messages, images)
 
     async def append(
@@ -56,7 +56,7 @@ class ConversationEdits:
         self._preparation.check_request(turn)
         async with self._places.hold(conversation_id):
             place = await self._preparation.place(owner_id, turn)
-            messages, images = await self._preparation.check_input(turn, place.parent_id)
+            messages, images = await self._preparation.check_input(owner_id, turn, place.parent_id)
             await self._store.add_items(owner_id, conversation_id, messages, images)
         return messages
 

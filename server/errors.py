@@ -33,6 +33,7 @@ CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
         "invalid_image": (400, INVALID),
         "invalid_image_url": (400, INVALID),
         "image_too_large": (413, INVALID),
+        "image_fetch_failed": (400, INVALID),
         "frame_too_large": (413, INVALID),
         "context_length_exceeded": (400, INVALID),
         "invalid_api_key": (401, AUTH),

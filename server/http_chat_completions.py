@@ -35,7 +35,7 @@ async def create_completion(request: Request, caller: Admitted, body: JsonBody) 
     """An answer to the messages in the request, whole or as a stream of chunks."""
     asked = await translate(request, parse_completion, body)
     head = CompletionHead(caller.chat.new_id("chatcmpl"), caller.chat.model, caller.chat.now())
-    generation = await caller.chat.generate(asked.turn)
+    generation = await caller.chat.generate(caller.owner_id, asked.turn)
     if asked.stream:
         return OwningStream(completion_frames(generation, head, asked.include_usage), generation)
     return JSONResponse(completion_object(head, await _whole(request, generation)))

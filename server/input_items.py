@@ -14,7 +14,7 @@ from pydantic import Field
 from idefics_chat.conversation.messages import Role
 from idefics_chat.server.client_json import WireModel
 from idefics_chat.server.errors import ApiError
-from idefics_chat.server.turns import InputImage, InputMessage
+from idefics_chat.server.turns import AnyImage, ImageLink, InputImage, InputMessage, UploadedImage
 
 ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 
@@ -26,6 +26,8 @@ class ContentPart(WireModel):
     text: str | None = None
     image_url: str | None = None
     file_id: str | None = None
+    detail: Literal["auto", "low", "high", "original"] | None = None
+    """Taken, and without effect: an image is seen at the one size that the model knows."""
 
 
 class InputItem(WireModel):
@@ -69,7 +71,7 @@ def _read_message(item: InputItem, param: str, frames: Sequence[bytes]) -> Input
     return InputMessage(role, parts)
 
 
-def read_part(part: ContentPart, role: Role, param: str, frames: Sequence[bytes] = ()) -> str | InputImage:
+def read_part(part: ContentPart, role: Role, param: str, frames: Sequence[bytes] = ()) -> str | AnyImage:
     """The text or the image that the part at `param` holds. Raises ApiError."""
     match part.type:
         case "input_text" | "output_text" | "text":
@@ -79,26 +81,30 @@ def read_part(part: ContentPart, role: Role, param: str, frames: Sequence[bytes]
         case "input_image" if role != "user":
             raise ApiError("invalid_value", "Only messages of role user can hold images.", param)
         case "input_image":
-            return InputImage(_image_bytes(part, param, frames), f"{param}.image_url")
+            return _image(part, param, frames)
         case other:
             message = f"Content of type {other[:80]!r} is not taken; send input_text or input_image."
             raise ApiError("unsupported_value", message, f"{param}.type")
 
 
-def _image_bytes(part: ContentPart, param: str, frames: Sequence[bytes]) -> bytes:
-    if part.file_id is not None:
-        message = "Uploads are not offered; send the image as a data URL or as a binary frame."
-        raise ApiError("unsupported_value", message, f"{param}.file_id")
+def _image(part: ContentPart, param: str, frames: Sequence[bytes]) -> AnyImage:
+    """Where both are given the URL counts: clients send items back as they got them."""
+    if part.image_url is None and part.file_id is not None:
+        return UploadedImage(part.file_id, f"{param}.file_id")
     if part.image_url is None:
         message = f"{param}.image_url is missing; send a data URL, or frame:0 after a binary frame."
         raise ApiError("missing_required_parameter", message, f"{param}.image_url")
     kind, _, rest = part.image_url.partition(":")
-    if kind == "frame":
-        return _frame(rest, param, frames)
-    if kind == "data":
-        return _data_url(rest, param)
-    message = "Images are not fetched from the web here; send a data URL, or frame:0 after a binary frame."
-    raise ApiError("invalid_image_url", message, f"{param}.image_url")
+    where = f"{param}.image_url"
+    match kind.lower():
+        case "frame":
+            return InputImage(_frame(rest, param, frames), where)
+        case "data":
+            return InputImage(_data_url(rest, param), where)
+        case "http" | "https":
+            return ImageLink(part.image_url, where)
+    message = "image_url takes a data URL, a link of http or https, or frame:0 after a binary frame; send one of them."
+    raise ApiError("invalid_image_url", message, where)
 
 
 def _frame(index: str, param: str, frames: Sequence[bytes]) -> bytes:

@@ -21,17 +21,14 @@ from typing import Any, Protocol, TypeVar
 
 import uvicorn
 
-from idefics_chat.conversation.ids import Kind, new_id
-from idefics_chat.conversation.images import ImageLimits
 from idefics_chat.inference.requests import Engine
 from idefics_chat.server.app import create_app
 from idefics_chat.server.auth import is_loopback
-from idefics_chat.server.chat import ChatService
+from idefics_chat.server.chat_assembly import open_chat
 from idefics_chat.server.housekeeping import Retention, keep_house
 from idefics_chat.server.settings import SHIPPED_MODEL, Settings
 from idefics_chat.server.settings_sources import shown_value
 from idefics_chat.server.state import ServerState, Services
-from idefics_chat.server.turn_preparation import TurnPreparation
 from idefics_chat.storage.errors import StorageError
 from idefics_chat.storage.store import Store
 
@@ -83,7 +80,7 @@ async def serve(settings: Settings, reporter: Reporter) -> None:
                         keeper = tasks.create_task(keep_house(store, retention_of(settings), time.time))
                         serving.add_done_callback(lambda _: keeper.cancel())
                         state.services = Services(
-                            store, await stack.enter_async_context(_chat(store, engine, settings))
+                            store, await stack.enter_async_context(open_chat(store, engine, settings))
                         )
                         reporter.ready(engine.info.id, url, shown_value("database", settings.database))
                     await asyncio.wait([serving])
@@ -170,24 +167,6 @@ def retention_of(settings: Settings) -> Retention:
 def model_id(model: str) -> str:
     """What the model is called in the API: its hub name, or the name of its folder."""
     return Path(model).resolve().name if Path(model).is_dir() else model
-
-
-def _chat(store: Store, engine: Engine, settings: Settings) -> ChatService:
-    preparation = TurnPreparation(
-        store,
-        engine,
-        clock=time.time,
-        make_id=_make_id,
-        image_limits=ImageLimits(settings.max_image_bytes, settings.max_image_pixels),
-        max_images=settings.max_images_per_turn,
-        max_text=settings.max_text_characters,
-        default_max_output_tokens=settings.default_max_output_tokens,
-    )
-    return ChatService(store, engine, preparation, clock=time.time, make_id=_make_id)
-
-
-def _make_id(kind: Kind) -> str:
-    return new_id(kind, time.time())
 
 
 class _Server(uvicorn.Server):

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from idefics_chat.server.image_settings import ImageSettings
 
 SHIPPED_MODEL = "idefics-shapes"
 """The id of the checkpoint that ships with the package."""
@@ -156,6 +157,7 @@ SECTIONS: tuple[type[BaseModel], ...] = (
     ModelSettings,
     StorageSettings,
     RequestSettings,
+    ImageSettings,
     QuotaSettings,
     ConnectionSettings,
     OperationSettings,
@@ -167,6 +169,7 @@ class Settings(
     OperationSettings,
     ConnectionSettings,
     QuotaSettings,
+    ImageSettings,
     RequestSettings,
     StorageSettings,
     ModelSettings,

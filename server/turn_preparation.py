@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from idefics_chat.conversation.errors import ContextLengthExceeded
-from idefics_chat.conversation.images import ImageLimits
 from idefics_chat.conversation.layouts import layout_named
 from idefics_chat.conversation.messages import Message
 from idefics_chat.conversation.prompt import Prompt
 from idefics_chat.conversation.window import Window, shrink
 from idefics_chat.inference.requests import Engine, ImageLoader
 from idefics_chat.server.errors import ApiError
-from idefics_chat.server.image_checks import CheckedMessage, check_messages
-from idefics_chat.server.turns import InputImage, Turn
+from idefics_chat.server.image_intake import CheckedMessage, ImageIntake
+from idefics_chat.server.turns import Turn
 from idefics_chat.storage.errors import ResponseNotFound
 from idefics_chat.storage.store import Store
 from idefics_chat.storage.values import NewResponse, StoredImage
@@ -63,7 +62,7 @@ class TurnPreparation:
         *,
         clock: Callable[[], float],
         make_id: Callable[[Any], str],
-        image_limits: ImageLimits,
+        images: ImageIntake,
         max_images: int,
         max_text: int,
         default_max_output_tokens: int,
@@ -72,7 +71,7 @@ class TurnPreparation:
         self._engine = engine
         self._clock = clock
         self._make_id = make_id
-        self._image_limits = image_limits
+        self._images = images
         self._max_images = max_images
         self._max_text = max_text
         self._default_max_output_tokens = default_max_output_tokens
@@ -87,7 +86,7 @@ class TurnPreparation:
         if turn.model not in (None, "", model):
             raise ApiError("model_not_found", f"This server speaks with {model!r}; set model to that.", "model")
         parts = [part for message in turn.input for part in message.parts]
-        images = sum(isinstance(part, InputImage) for part in parts)
+        images = sum(not isinstance(part, str) for part in parts)
         if images > self._max_images:
             message = (
                 f"This turn has {images} images and at most {self._max_images} are taken; send them in several turns."
@@ -126,7 +125,7 @@ class TurnPreparation:
         Raises:
             ApiError, ContextLengthExceeded: nothing was stored.
         """
-        messages, images = await self.check_input(turn, place.parent_id)
+        messages, images = await self.check_input(owner_id, turn, place.parent_id)
         history = await self._history(place)
         if not messages and (not history or history[-1].role != "user"):
             raise ApiError("missing_required_parameter", "There is nothing to answer; add input.", "input")
@@ -135,24 +134,26 @@ class TurnPreparation:
         new = self.new_response(turn, place, conversation_id, messages, images, window.dropped_ids)
         return PreparedTurn(new, prompt, turn.max_output_tokens or self._default_max_output_tokens, load_image)
 
-    async def prepare_unstored(self, turn: Turn) -> UnstoredTurn:
+    async def prepare_unstored(self, owner_id: str, turn: Turn) -> UnstoredTurn:
         """Check and fit a turn whose input is all there is to it.
 
         Raises:
             ApiError, ContextLengthExceeded
         """
-        messages, images = await self.check_input(turn, None)
+        messages, images = await self.check_input(owner_id, turn, None)
         load_image = self._image_loader(images)
         _, prompt = await self._fit(messages, turn, load_image)
         return UnstoredTurn(prompt, turn.max_output_tokens or self._default_max_output_tokens, load_image)
 
-    async def check_input(self, turn: Turn, parent_id: str | None) -> tuple[tuple[Message, ...], list[StoredImage]]:
+    async def check_input(
+        self, owner_id: str, turn: Turn, parent_id: str | None
+    ) -> tuple[tuple[Message, ...], list[StoredImage]]:
         """The turn's messages, linked to `parent_id`, with ids of their own, and the images in them.
 
         Raises:
             ApiError: the first image that is refused, named by its parameter.
         """
-        checked, images = await check_messages(turn.input, self._image_limits)
+        checked, images = await self._images.check_messages(owner_id, turn.input)
         return self._linked(checked, parent_id), images
 
     async def count_tokens(self, owner_id: str, turn: Turn) -> int:

@@ -17,16 +17,35 @@ class InputImage:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageLink:
+    """An image by an http or https link that nobody has followed yet."""
+
+    url: str
+    param: str
+
+
+@dataclass(frozen=True, slots=True)
+class UploadedImage:
+    """An image by the id of a file that was uploaded before."""
+
+    file_id: str
+    param: str
+
+
+AnyImage = InputImage | ImageLink | UploadedImage
+
+
+@dataclass(frozen=True, slots=True)
 class InputMessage:
     """A message to be said: texts and images in their order."""
 
     role: Role
-    parts: tuple[str | InputImage, ...]
+    parts: tuple[str | AnyImage, ...]
 
     @property
     def empty(self) -> bool:
         """Nothing but spaces and line ends."""
-        return not any(isinstance(part, InputImage) or part.strip() for part in self.parts)
+        return not any(not isinstance(part, str) or part.strip() for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)

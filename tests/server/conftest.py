@@ -1,5 +1,6 @@
 """A chat service over a real SQLite file and a scripted engine."""
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -8,12 +9,19 @@ from pathlib import Path
 import pytest
 
 from idefics_chat.conversation.ids import Kind
-from idefics_chat.conversation.images import ImageLimits
+from idefics_chat.conversation.images import CheckedImage, check_image
 from idefics_chat.server.chat import ChatService
+from idefics_chat.server.chat_assembly import no_upload
+from idefics_chat.server.image_intake import ImageIntake
 from idefics_chat.server.turn_preparation import TurnPreparation
 from idefics_chat.storage.store import Store
 from tests.server.scripted_engine import ScriptedEngine
 from tests.server.world import World
+
+
+async def check(data: bytes) -> CheckedImage:
+    """The check of images, without a process of its own."""
+    return await asyncio.to_thread(check_image, data)
 
 
 @pytest.fixture
@@ -35,7 +43,7 @@ def world_at(tmp_path: Path) -> Callable[[], AbstractAsyncContextManager[World]]
                 engine,
                 clock=lambda: float(next(clock)),
                 make_id=make_id,
-                image_limits=ImageLimits(),
+                images=ImageIntake(check, no_upload),
                 max_images=4,
                 max_text=10_000,
                 default_max_output_tokens=50,

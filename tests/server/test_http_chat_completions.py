@@ -87,7 +87,7 @@ def test_what_is_wrong_is_named() -> None:
         ({"messages": [{"role": "system", "content": [part]}]}, "invalid_value", "messages[0].content[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "unsupported_value", None),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "missing_required_parameter", None),
-        ({"messages": [{"role": "user", "content": [part | {"image_url": "http://h/x"}]}]}, "invalid_image_url", None),
+        ({"messages": [{"role": "user", "content": [part | {"image_url": "ftp://h/x"}]}]}, "invalid_image_url", None),
         ({"messages": [{"role": "user", "content": 7}]}, "invalid_value", "messages.0.content"),
         (HI | {"n": 2}, "unsupported_value", "n"),
         (HI | {"max_tokens": 0}, "invalid_value", "max_tokens"),

@@ -17,7 +17,7 @@ from idefics_chat.server.responses_request import (
     ResumeCommand,
     parse_event,
 )
-from idefics_chat.server.turns import InputImage, InputMessage
+from idefics_chat.server.turns import ImageLink, InputImage, InputMessage, UploadedImage
 
 
 def create(**fields: Any) -> CreateCommand:
@@ -115,7 +115,7 @@ def test_the_other_commands() -> None:
             "input[0].content[0].image_url",
         ),
         (
-            {"input": user({"type": "input_image", "image_url": "http://127.0.0.1/a.png"})},
+            {"input": user({"type": "input_image", "image_url": "ftp://127.0.0.1/a.png"})},
             "invalid_image_url",
             "input[0].content[0].image_url",
         ),
@@ -124,7 +124,11 @@ def test_the_other_commands() -> None:
             "invalid_image_url",
             "input[0].content[0].image_url",
         ),
-        ({"input": user({"type": "input_image", "file_id": "f"})}, "unsupported_value", "input[0].content[0].file_id"),
+        (
+            {"input": user({"type": "input_image", "image_url": "frame:0", "detail": "blurred"})},
+            "invalid_value",
+            "input.0.content.0.detail",
+        ),
         ({"temperature": "warm"}, "invalid_value", "temperature"),
         ({"max_output_tokens": 0}, "invalid_value", "max_output_tokens"),
         ({"max_output_tokens": True}, "invalid_value", "max_output_tokens"),
@@ -214,3 +218,15 @@ def test_any_values_in_any_fields_give_a_command_or_a_listed_code(kind: str, dat
         parse_event(json.loads(json.dumps({"type": kind, **event})))
     except (ApiError, InvalidSampling) as error:
         assert error.code in CODES
+
+
+def test_an_image_may_be_a_link_or_an_upload_that_is_looked_at_later() -> None:
+    part = {"type": "input_image", "detail": "high"}
+    content = [part | {"image_url": "HTTPS://h/a.png"}, part | {"file_id": "file_1", "image_url": None}]
+    command = parse_event({"type": "response.create", "input": [{"role": "user", "content": content}]})
+    assert isinstance(command, CreateCommand)
+    (message,) = command.turn.input
+    assert message.parts == (
+        ImageLink("HTTPS://h/a.png", "input[0].content[0].image_url"),
+        UploadedImage("file_1", "input[0].content[1].file_id"),
+    )
