@@ -154,7 +154,7 @@ async def fill_conversation(store: Store, owner: Owner, conversation_id: str, co
     def unit(connection):  # type: ignore[no-untyped-def]
         places: tree.Places = {}
         tree.add_children(places, [(message.parent_id, message.id) for message in messages])
-        turns.add_messages(connection, owner.id, conversation_id, messages, places)
+        turns.add_messages(connection, conversation_id, messages, places)
         connection.exec_driver_sql("UPDATE conversations SET tip_id = ? WHERE id = ?", (ids[-1], conversation_id))
 
     await store._writer.run(unit)

@@ -60,7 +60,7 @@ def _add(connection: Connection, owner_id: str, archive: Archive, conversation: 
     places: tree.Places = {}
     for message in messages:
         tree.add_child(places, message.parent_id, message.id)
-    turns.add_messages(connection, owner_id, conversation.id, messages, places)
+    turns.add_messages(connection, conversation.id, messages, places)
     quotas.count(connection, owner_id, conversations=1, messages=len(messages), image_bytes=image_bytes)
     _add_responses(connection, owner_id, archive.responses[conversation.id], messages, places)
     move = {"of": conversation.id, "to": conversation.tip_id, "at": conversation.updated_at}

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from idefics_chat.storage import dialect, schema
+from idefics_chat.storage import dialect, schema, search
 from idefics_chat.storage.errors import DatabaseUnavailable
 from idefics_chat.storage.writer import Writer
 
@@ -26,7 +26,7 @@ class OpenedDatabase:
         self._url = url
         self._closed = False
         self._readers = dialect.read_engine(url)
-        self._writer = Writer(dialect.write_engine(url))
+        self._writer = Writer(dialect.write_engine(url), before_commit=search.index_new)
 
     @classmethod
     async def open(cls, url_or_path: str, *, clock: Clock = time.time) -> Self:

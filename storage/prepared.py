@@ -9,6 +9,7 @@ int, float, bytes, None).
 import sqlite3
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, cast
 
 from sqlalchemy import Connection, SelectBase, UpdateBase
@@ -25,32 +26,40 @@ class Prepared:
 
     def __init__(self, statement: SelectBase | UpdateBase, columns: Sequence[str] | None = None) -> None:
         self.statement: Any = statement
-        compiled = statement.compile(dialect=sqlite.dialect(paramstyle="named"), column_keys=columns)
+        compiled = statement.compile(dialect=sqlite.dialect(paramstyle="qmark"), column_keys=columns)
         self.sql = str(compiled)
-        self._fixed = {name: value for name, value in compiled.params.items() if value is not None}
+        fixed = {name: value for name, value in compiled.params.items() if value is not None}
+        self._values = _values_getter(compiled.positiontup or (), fixed)
         names = statement.selected_columns.keys() if isinstance(statement, SelectBase) else []
         self._make_row = _row_maker(names)
 
     def one(self, connection: Connection, parameters: Parameters) -> Any:
         """The first row found, None when there is none."""
-        found = driver(connection).execute(self.sql, self._with_fixed(parameters)).fetchone()
+        found = driver(connection).execute(self.sql, self._values(parameters)).fetchone()
         return None if found is None else self._make_row(found)
 
     def all(self, connection: Connection, parameters: Parameters) -> list[Any]:
         """All rows found."""
-        found = driver(connection).execute(self.sql, self._with_fixed(parameters))
+        found = driver(connection).execute(self.sql, self._values(parameters))
         return [self._make_row(row) for row in found.fetchall()]
 
     def run(self, connection: Connection, parameters: Parameters) -> int:
         """The number of rows written."""
-        return driver(connection).execute(self.sql, self._with_fixed(parameters)).rowcount
+        return driver(connection).execute(self.sql, self._values(parameters)).rowcount
 
     def run_each(self, connection: Connection, parameters: Sequence[Parameters]) -> None:
         """Write once for each of `parameters`."""
-        driver(connection).executemany(self.sql, [self._with_fixed(one) for one in parameters])
+        driver(connection).executemany(self.sql, map(self._values, parameters))
 
-    def _with_fixed(self, parameters: Parameters) -> Parameters:
-        return {**self._fixed, **parameters} if self._fixed else parameters
+
+def _values_getter(names: Sequence[str], fixed: Parameters) -> Callable[[Parameters], Sequence[object]]:
+    """What takes a statement's values, in their order, out of its named parameters."""
+    if not names:
+        return lambda _: ()
+    get: Any = itemgetter(*names)
+    if fixed:
+        return lambda parameters: get({**fixed, **parameters})
+    return get if len(names) > 1 else lambda parameters: (parameters[names[0]],)
 
 
 def _row_maker(names: Sequence[str]) -> Callable[[Iterable[object]], Any]:

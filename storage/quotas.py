@@ -28,6 +28,9 @@ _COUNT = Prepared(
     )
     .values({name: getattr(UsageRecord, name) + bindparam(f"{name}_more") for name in COUNTED})
 )
+_COUNT_ANSWER = Prepared(
+    update(UsageRecord).where(UsageRecord.owner_id == bindparam("of")).values(messages=UsageRecord.messages + 1)
+)
 
 
 def count(
@@ -52,8 +55,7 @@ def count(
 
 def count_answer(connection: Connection, owner_id: str) -> None:
     """Add an answer, for which there was room when its turn began."""
-    values = {f"{name}_{kind}": 0 for name in COUNTED for kind in ("more", "free")}
-    _COUNT.run(connection, {"of": owner_id, **values, "messages_more": 1})
+    _COUNT_ANSWER.run(connection, {"of": owner_id})
 
 
 def usage(connection: Connection, owner_id: str) -> Usage:

@@ -12,12 +12,10 @@ Source: sqlite.org/fts5.html.
 
 import re
 import unicodedata
-from collections.abc import Iterable
 
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from idefics_chat.conversation.messages import Message, TextPart
 from idefics_chat.storage.dialect import driver
 from idefics_chat.storage.values import Hit
 
@@ -37,13 +35,11 @@ CREATE TRIGGER message_parts_forget AFTER DELETE ON message_parts WHEN old.text 
     DELETE FROM message_search WHERE rowid = old.id;
 END
 """
-_ADD = """
-INSERT INTO message_search (rowid, owner, text)
-SELECT id, :owner, :text FROM message_parts WHERE message_id = :message_id AND position = :position
-"""
-_ALL = """
+_ADD = "INSERT INTO message_search (rowid, owner, text) VALUES (?, ?, ?)"
+LAST = "SELECT rowid FROM message_search ORDER BY rowid DESC LIMIT 1"
+NEW_TEXTS = """
 SELECT p.id, c.owner_id, p.text FROM message_parts p JOIN messages m ON m.id = p.message_id
-  JOIN conversations c ON c.id = m.conversation_id WHERE p.text IS NOT NULL AND p.text <> ''
+  JOIN conversations c ON c.id = m.conversation_id WHERE p.id > ? AND p.text IS NOT NULL AND p.text <> ''
 """
 SEARCH = f"""
 WITH best AS MATERIALIZED (
@@ -78,24 +74,17 @@ def create(connection: Connection) -> None:
     connection.exec_driver_sql(_FORGET)
 
 
-def index_all(connection: Connection) -> None:
-    """Put every message that is stored into an empty table."""
-    found = driver(connection).execute(_ALL)
-    driver(connection).executemany(
-        "INSERT INTO message_search (rowid, owner, text) VALUES (?, ?, ?)",
-        ((part_id, owner_id, segmented(text)) for part_id, owner_id, text in found),
-    )
+def index_new(connection: Connection) -> None:
+    """Put the texts into the table that are not in it yet.
 
-
-def index_messages(connection: Connection, owner_id: str, messages: Iterable[Message]) -> None:
-    """Put messages, whose parts are stored, into the table."""
-    values = [
-        {"owner": owner_id, "text": segmented(part.text), "message_id": message.id, "position": position}
-        for message in messages
-        for position, part in enumerate(message.parts)
-        if isinstance(part, TextPart) and part.text
-    ]
-    driver(connection).executemany(_ADD, values)
+    They are those after the last one in it: a part's id is above all others when it is stored, and what is removed is
+    taken out at once. For many texts together FTS5 writes far less than for each alone: its own flush comes with every
+    statement that SQLite may have to undo by itself.
+    """
+    database = driver(connection)
+    last = database.execute(LAST).fetchone()
+    found = database.execute(NEW_TEXTS, (0 if last is None else last[0],)).fetchall()
+    database.executemany(_ADD, ((part_id, owner_id, segmented(text)) for part_id, owner_id, text in found))
 
 
 def forget_removed(connection: Connection, begin: bool) -> bool:

@@ -36,20 +36,25 @@ def _chain_of_jumps() -> SelectBase:
     jump = aliased(MessageRecord)
     following = select(jump.id, jump.depth, jump.jump_id).join(chain, jump.id == chain.c.jump_id)
     chain = chain.union_all(following.where(chain.c.depth > literal(0)))
-    return select(chain.c.id, chain.c.depth, chain.c.jump_id)
+    return select(chain.c.id, chain.c.depth, chain.c.jump_id).limit(bindparam("limit"))
 
 
 JUMPS = Prepared(_chain_of_jumps())
 
 
-def load_places(connection: Connection, conversation_id: str, message_id: str | None) -> Places:
+def load_places(
+    connection: Connection, conversation_id: str, message_id: str | None, descendants: int | None = None
+) -> Places:
     """The places of a message and of its jumps down to the root: all that its descendants need to choose theirs.
 
-    Empty for no message. Raises ItemNotFound when the conversation has no such message.
+    For so many `descendants`, one below the other, no more are loaded than they need. Empty for no message. Raises
+    ItemNotFound when the conversation has no such message.
     """
     if message_id is None:
         return {}
-    rows = JUMPS.all(connection, {"id": message_id, "conversation_id": conversation_id})
+    # A child looks at its parent's jump and at where that jumps to, and may jump there itself.
+    limit = -1 if descendants is None else descendants + 2
+    rows = JUMPS.all(connection, {"id": message_id, "conversation_id": conversation_id, "limit": limit})
     if not rows:
         raise ItemNotFound(message_id)
     return {row_id: Place(depth, jump_id) for row_id, depth, jump_id in rows}

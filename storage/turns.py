@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnClause, Connection, bindparam, delete, insert, literal_column, select, update
 
 from idefics_chat.conversation.messages import Message
-from idefics_chat.storage import images, quotas, rows, search, tree
+from idefics_chat.storage import images, quotas, rows, tree
 from idefics_chat.storage.accounts import create_conversation, require_conversation
 from idefics_chat.storage.errors import (
     AlreadyExists,
@@ -103,13 +103,13 @@ def begin_response(
     if make_at is not None:
         create_conversation(connection, owner_id, new.conversation_id, None, None, make_at)
     conversation = require_conversation(connection, owner_id, new.conversation_id)
-    places = tree.load_places(connection, new.conversation_id, new.parent_id)
+    places = tree.load_places(connection, new.conversation_id, new.parent_id, len(new.messages) + 1)
     tree.check_chain(new.parent_id, [(message.id, message.parent_id) for message in new.messages])
     tip = new.messages[-1].id if new.messages else new.parent_id
     output = tree.add_children(places, (*((m.parent_id, m.id) for m in new.messages), (tip, new.output_id)))
     _add_response(connection, owner_id, new, conversation.tip_id, output)
     image_bytes = images.add_images(connection, owner_id, new.images, new.messages, new.created_at)
-    add_messages(connection, owner_id, new.conversation_id, new.messages, places)
+    add_messages(connection, new.conversation_id, new.messages, places)
     quotas.count(connection, owner_id, messages=len(new.messages), image_bytes=image_bytes, spare_messages=1)
     add_events(connection, new.id, events, expected=0)
     MOVE_TIP.run(connection, {"of": new.conversation_id, "to": tip, "at": new.created_at})
@@ -168,10 +168,10 @@ def add_items(
         return
     parent_id = messages[0].parent_id
     tree.check_chain(parent_id, [(message.id, message.parent_id) for message in messages])
-    places = tree.load_places(connection, conversation_id, parent_id)
+    places = tree.load_places(connection, conversation_id, parent_id, len(messages))
     tree.add_children(places, [(message.parent_id, message.id) for message in messages])
     image_bytes = images.add_images(connection, owner_id, sent, messages, at)
-    add_messages(connection, owner_id, conversation_id, messages, places)
+    add_messages(connection, conversation_id, messages, places)
     quotas.count(connection, owner_id, messages=len(messages), image_bytes=image_bytes)
     MOVE_TIP.run(connection, {"of": conversation_id, "to": messages[-1].id, "at": at})
 
@@ -191,7 +191,7 @@ def create_with_messages(
 
 
 def add_messages(
-    connection: Connection, owner_id: str, conversation_id: str, messages: Sequence[Message], places: tree.Places
+    connection: Connection, conversation_id: str, messages: Sequence[Message], places: tree.Places
 ) -> None:
     """Store messages that stand at their `places`, parents first. Raises AlreadyExists for an id that is taken."""
     if not messages:
@@ -203,7 +203,6 @@ def add_messages(
         raise AlreadyExists("item", ", ".join(message.id for message in messages)) from error
     parts = [part for message in messages for part in rows.part_values(message)]
     _ADD_PARTS.run_each(connection, parts)
-    search.index_messages(connection, owner_id, messages)
 
 
 def add_events(connection: Connection, response_id: str, events: Sequence[Event], *, expected: int) -> None:
@@ -261,9 +260,9 @@ def _add_answer(connection: Connection, response: Any, message: Message, at: flo
     if message.id != response.output_id or message.parent_id not in (None, parent_id):
         raise ValueError(f"The answer of {response.id} is {response.output_id} after {parent_id}, not {message.id}.")
     places = {message.id: tree.Place(response.output_depth, response.output_jump_id)}
-    add_messages(
-        connection, response.owner_id, response.conversation_id, [replace(message, parent_id=parent_id)], places
-    )
+    if message.parent_id != parent_id:
+        message = replace(message, parent_id=parent_id)
+    add_messages(connection, response.conversation_id, [message], places)
     quotas.count_answer(connection, response.owner_id)
     MOVE_TIP.run(connection, {"of": response.conversation_id, "to": message.id, "at": at})
 

@@ -50,11 +50,15 @@ Outcome = Done | Failed
 class Writer:
     """Runs units of work one after another, many in a transaction. Its task and thread end with `close`.
 
-    `commits` counts the transactions so far.
+    `before_commit` writes in each transaction what its units leave to be done for all of them together. `commits`
+    counts the transactions so far.
     """
 
-    def __init__(self, engine: Engine, *, max_batch: int = MAX_BATCH) -> None:
+    def __init__(
+        self, engine: Engine, *, before_commit: Unit[None] = lambda _: None, max_batch: int = MAX_BATCH
+    ) -> None:
         self._engine = engine
+        self._before_commit = before_commit
         self._max_batch = max_batch
         self._waiting: list[Waiting] = []
         self._wake = asyncio.Event()
@@ -109,7 +113,8 @@ class Writer:
     def _commit(self, batch: Sequence[Waiting]) -> asyncio.Future[list[Outcome]]:
         """The batch on its way in the thread; its callers are told by its end, whoever still waits for that."""
         units = [unit for unit, _ in batch]
-        running = asyncio.get_running_loop().run_in_executor(self._thread, commit_together, self._engine, units)
+        work = partial(commit_together, self._engine, units, self._before_commit)
+        running = asyncio.get_running_loop().run_in_executor(self._thread, work)
         running.add_done_callback(partial(_tell_all, [future for _, future in batch]))
         return running
 
@@ -126,25 +131,30 @@ class _Untidy(Exception):
     """A unit failed after it had written: what it wrote must be undone without the others' work."""
 
 
-def commit_together(engine: Engine, units: Sequence[Unit[Any]]) -> list[Outcome]:
+def commit_together(
+    engine: Engine, units: Sequence[Unit[Any]], before_commit: Unit[None] = lambda _: None
+) -> list[Outcome]:
     """Each unit's outcome after one transaction around all of them. Raises nothing.
 
     Savepoints cost a copy of every page written, so they are used only when a unit turns out to need one: then all is
-    rolled back and every unit is run a second time.
+    rolled back and every unit is run a second time, with `before_commit` after each.
     """
     try:
         with contextlib.suppress(_Untidy):
-            return _in_transaction(engine, units, _attempt)
-        return _in_transaction(engine, units, _attempt_in_savepoint)
+            return _quickly(engine, units, before_commit)
+        with engine.begin() as connection:
+            return [_attempt_in_savepoint(connection, unit, before_commit) for unit in units]
     except Exception as error:  # noqa: BLE001 (whatever it was, every caller is told)
         return [_failed(error) for _ in units]
 
 
-def _in_transaction(
-    engine: Engine, units: Sequence[Unit[Any]], attempt: Callable[[Connection, Unit[Any]], Outcome]
-) -> list[Outcome]:
+def _quickly(engine: Engine, units: Sequence[Unit[Any]], before_commit: Unit[None]) -> list[Outcome]:
+    """The units without savepoints. Raises what `_attempt` raises."""
     with engine.begin() as connection:
-        return [attempt(connection, unit) for unit in units]
+        outcomes = [_attempt(connection, unit) for unit in units]
+        if isinstance(last := _attempt(connection, before_commit), Failed):
+            raise _Untidy from last.error
+        return outcomes
 
 
 def _attempt(connection: Connection, unit: Unit[Any]) -> Outcome:
@@ -161,12 +171,13 @@ def _attempt(connection: Connection, unit: Unit[Any]) -> Outcome:
         return _failed(error)
 
 
-def _attempt_in_savepoint(connection: Connection, unit: Unit[Any]) -> Outcome:
+def _attempt_in_savepoint(connection: Connection, unit: Unit[Any], before_commit: Unit[None]) -> Outcome:
     """One unit, undone by itself when it fails. Raises only when the whole transaction is lost."""
     database = driver(connection)
     database.execute("SAVEPOINT unit")
     try:
         value = unit(connection)
+        before_commit(connection)
         database.execute("RELEASE unit")
     except Exception as error:
         if not database.in_transaction:

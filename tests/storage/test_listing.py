@@ -28,7 +28,7 @@ async def add_chain(store, owner, conversation_id: str, count: int, parent_id: s
     def unit(connection):
         places = tree.load_places(connection, conversation_id, messages[0].parent_id)
         tree.add_children(places, [(message.parent_id, message.id) for message in messages])
-        turns.add_messages(connection, owner.id, conversation_id, messages, places)
+        turns.add_messages(connection, conversation_id, messages, places)
         connection.exec_driver_sql("UPDATE conversations SET tip_id = ? WHERE id = ?", (parent_id, conversation_id))
 
     await store._writer.run(unit)
@@ -221,7 +221,7 @@ def test_any_page_of_any_tree_is_the_slice_of_its_path(data):
                 def unit(connection):
                     places = tree.load_places(connection, "c", fork.id)
                     tree.add_children(places, [(m.parent_id, m.id) for m in other])
-                    turns.add_messages(connection, owner.id, "c", other, places)
+                    turns.add_messages(connection, "c", other, places)
 
                 await store._writer.run(unit)
             path = [m.id for m in [*chain[: chain.index(fork) + 1], *other]]

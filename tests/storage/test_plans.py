@@ -59,12 +59,12 @@ STATEMENTS = {
 }
 
 
-def plan(database, statement) -> list[str]:
+def plan(database, statement, *values) -> list[str]:
     named = sqlite.dialect(paramstyle="named")
     sql = statement if isinstance(statement, str) else str(statement.compile(dialect=named))
     names = set(re.findall(r":(\w+)", sql))
     connection = sqlite3.connect(database)
-    found = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", dict.fromkeys(names, 1))]
+    found = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", values or dict.fromkeys(names, 1))]
     connection.close()
     return found
 
@@ -102,6 +102,11 @@ async def test_a_search_reads_the_matches_alone(store, database):
     scanned = [step for step in steps if step.startswith("SCAN")]
     assert scanned  # M: by what matches
     assert all(re.fullmatch(r"SCAN message_search VIRTUAL TABLE INDEX \d+:=?M\d", step) for step in scanned)
+
+
+async def test_only_texts_that_are_new_are_read_to_be_indexed(store, database):
+    assert [step for step in plan(database, search.NEW_TEXTS, 1) if "p USING INTEGER PRIMARY KEY (rowid>?)" in step]
+    assert not [step for step in plan(database, search.LAST) if "TEMP B-TREE" in step]
 
 
 async def test_a_path_is_one_look_up_by_primary_key_a_message(store, database):

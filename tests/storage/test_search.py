@@ -1,12 +1,16 @@
 """Search: by word, prefix and phrase, in any language, whatever the query holds, and only the owner's own."""
 
+import asyncio
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import text as sql
 
+from idefics_chat.storage import turns
 from idefics_chat.storage.search import match_expression, segmented, unmarked
 from idefics_chat.storage.values import FinishedResponse
+from idefics_chat.storage.verify import verify
 
 pytestmark = pytest.mark.anyio
 
@@ -89,6 +93,26 @@ async def test_what_a_failed_turn_said_is_not_found(store, owner, talk):
     assert len(await store.search(owner.id, "unsayable")) == 1
     await store.finish_response(FinishedResponse(row.id, "failed", None, 1.0), [])
     assert await store.search(owner.id, "unsayable") == []
+
+
+async def test_what_comes_and_goes_within_one_commit_is_found_or_not_as_it_stands_then(store, owner, talk, database):
+    await store.create_conversation(owner.id, id="conv_1")
+    first = talk.new("conv_1", text="unsayable")
+    second = talk.new("conv_1", text="sayable")
+    third = talk.new("conv_1", text="sayable too")
+
+    def unit(connection):  # the first's place among the parts is the second's then
+        turns.begin_response(connection, owner.id, first, [])
+        turns.finish_response(connection, FinishedResponse(first.id, "failed", None, 1.0), [])
+        turns.begin_response(connection, owner.id, second, [])
+        turns.finish_response(connection, FinishedResponse(second.id, "completed", None, 1.0), [])
+
+    await asyncio.gather(store._writer.run(unit), store.owner("bob"))
+    await store.begin_response(owner.id, third, [])
+    assert await store.search(owner.id, "unsayable") == []
+    found = {hit.message_id for hit in await store.search(owner.id, "sayable")}
+    assert found == {second.messages[0].id, third.messages[0].id}
+    assert verify(database).problems == ()
 
 
 HOSTILE = [

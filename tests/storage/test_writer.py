@@ -79,6 +79,27 @@ async def test_a_unit_that_fails_fails_alone_and_leaves_nothing(writer, database
     assert stored(database) == [1, 2]
 
 
+async def test_what_is_done_before_a_commit_is_done_for_all_its_units(database):
+    def copy(connection: Connection) -> None:
+        connection.exec_driver_sql("INSERT INTO copies SELECT n FROM t WHERE n NOT IN (SELECT n FROM copies)")
+
+    writer = Writer(dialect.write_engine(dialect.database_url(str(database))))
+    writer.start()
+    await writer.run(lambda connection: connection.exec_driver_sql("CREATE TABLE t (n INTEGER PRIMARY KEY)"))
+    await writer.run(lambda connection: connection.exec_driver_sql("CREATE TABLE copies (n INTEGER CHECK (n <> 13))"))
+    await writer.close()
+    writer = Writer(dialect.write_engine(dialect.database_url(str(database))), before_commit=copy)
+    writer.start()
+    outcomes = await asyncio.gather(*(writer.run(add(n)) for n in range(20)), return_exceptions=True)
+    await writer.close()
+    wanted = [n for n in range(20) if n != 13]
+    assert [outcome for outcome in outcomes if isinstance(outcome, int)] == stored(database) == wanted
+    assert "CHECK" in str(outcomes[13])
+    with sqlite3.connect(database) as connection:
+        assert [row[0] for row in connection.execute("SELECT n FROM copies ORDER BY n")] == wanted
+    connection.close()
+
+
 async def test_what_is_told_is_committed_already(writer, database):
     for n in range(5):
         await writer.run(add(n))

@@ -21,7 +21,7 @@ def upgrade() -> None:
     _count_uses()
     _count_usage()
     search.create(op.get_bind())
-    search.index_all(op.get_bind())
+    search.index_new(op.get_bind())
 
 
 def _extend_conversations() -> None:
