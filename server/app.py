@@ -5,7 +5,7 @@ from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
 from starlette.websockets import WebSocketState
 
-from idefics_chat.server import http_chat_completions, http_conversations, http_models, http_responses
+from idefics_chat.server import http_chat_completions, http_conversations, http_files, http_models, http_responses
 from idefics_chat.server.errors import as_api_error
 from idefics_chat.server.http_access import admit
 from idefics_chat.server.http_errors import install_error_answers, refusal
@@ -13,7 +13,13 @@ from idefics_chat.server.responses_socket import ClientGone, Receive, ResponsesS
 from idefics_chat.server.settings import Settings
 from idefics_chat.server.state import ServerState
 
-ROUTERS = (http_models.router, http_responses.router, http_conversations.router, http_chat_completions.router)
+ROUTERS = (
+    http_models.router,
+    http_responses.router,
+    http_conversations.router,
+    http_files.router,
+    http_chat_completions.router,
+)
 
 
 def create_app(state: ServerState) -> FastAPI:

@@ -18,9 +18,11 @@ from idefics_chat.server.keyed_locks import KeyedLocks
 from idefics_chat.server.recovery import recover, recover_all
 from idefics_chat.server.response_log import ResponseLog
 from idefics_chat.server.stored_log import stored_log
+from idefics_chat.server.task_service import TaskService
 from idefics_chat.server.turn_preparation import TurnPreparation
 from idefics_chat.server.turn_run import TurnRun
 from idefics_chat.server.turns import Turn
+from idefics_chat.server.uploads import Uploads
 from idefics_chat.storage.errors import ConversationBusy
 from idefics_chat.storage.store import Store
 from idefics_chat.storage.values import Event, ResponseRow
@@ -50,6 +52,12 @@ class ChatService:
         self._places = KeyedLocks()
         self.edits = ConversationEdits(store, preparation, self._places, make_id=make_id)
         """Changes of conversations without a turn."""
+
+        self.uploads = Uploads(store, preparation.images, clock=clock, make_id=make_id)
+        """Images kept by themselves."""
+
+        self.tasks = TaskService(engine, preparation, clock=clock, make_id=make_id)
+        """What the model does besides talking."""
 
         self._repeats = KeyedLocks()
         self._running: dict[str, TurnRun] = {}
@@ -91,6 +99,7 @@ class ChatService:
         """Take no more turns; those that run end as incomplete, with their text kept. Idempotent."""
         self._stopping = True
         await self._engine.aclose()
+        await self.tasks.stop()
         if self._turns:
             await asyncio.wait(self._turns)
 
@@ -167,6 +176,11 @@ class ChatService:
             message = f"The response {response_id} has ended; there is nothing to cancel."
             raise ApiError("response_not_active", message, "response_id")
         run.cancel()
+
+    async def wait(self, owner_id: str, response_id: str) -> None:
+        """Until the response has ended. Raises ResponseNotFound."""
+        async for _ in await self.follow(owner_id, response_id):
+            pass
 
     async def follow(self, owner_id: str, response_id: str, after: int = -1) -> AsyncIterator[Event]:
         """The events of a response numbered above `after`: those there are, then those that come, to its end.

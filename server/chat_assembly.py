@@ -1,6 +1,7 @@
 """Puts the chat service together from the settings: its image workers, the guarded fetch, the preparation of turns."""
 
 import contextlib
+import functools
 import time
 from collections.abc import AsyncIterator
 
@@ -8,15 +9,14 @@ from idefics_chat.conversation.ids import Kind, new_id
 from idefics_chat.conversation.images import ImageLimits
 from idefics_chat.inference.requests import Engine
 from idefics_chat.server.chat import ChatService
-from idefics_chat.server.errors import ApiError
 from idefics_chat.server.fetch_policy import read_policy
 from idefics_chat.server.guarded_fetch import FetchLimits, GuardedFetch
 from idefics_chat.server.image_intake import Fetch, ImageIntake
 from idefics_chat.server.image_workers import ImageWorkers
 from idefics_chat.server.settings import Settings
 from idefics_chat.server.turn_preparation import TurnPreparation
+from idefics_chat.server.uploads import find_image
 from idefics_chat.storage.store import Store
-from idefics_chat.storage.values import StoredImage
 
 
 @contextlib.asynccontextmanager
@@ -32,7 +32,7 @@ async def open_chat(store: Store, engine: Engine, settings: Settings) -> AsyncIt
         engine,
         clock=time.time,
         make_id=make_id,
-        images=ImageIntake(workers.check, no_upload, image_fetch(settings)),
+        images=ImageIntake(workers.check, functools.partial(find_image, store), image_fetch(settings)),
         max_images=settings.max_images_per_turn,
         max_text=settings.max_text_characters,
         default_max_output_tokens=settings.default_max_output_tokens,
@@ -40,11 +40,6 @@ async def open_chat(store: Store, engine: Engine, settings: Settings) -> AsyncIt
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(workers.aclose)
         yield await stack.enter_async_context(ChatService(store, engine, preparation, clock=time.time, make_id=make_id))
-
-
-async def no_upload(owner_id: str, file_id: str) -> StoredImage:
-    """Raises ApiError: there are none."""
-    raise ApiError("file_not_found", f"There is no file {file_id[:80]!r}; send the image as a data URL.")
 
 
 def image_fetch(settings: Settings) -> Fetch | None:

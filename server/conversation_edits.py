@@ -60,6 +60,15 @@ class ConversationEdits:
             await self._store.add_items(owner_id, conversation_id, messages, images)
         return messages
 
+    async def delete_item(self, owner_id: str, conversation_id: str, item_id: str) -> Conversation:
+        """Remove a message for good; those that followed it follow the one before it. Waits for a turn.
+
+        Raises:
+            ConversationNotFound, ItemNotFound
+        """
+        async with self._places.hold(conversation_id):
+            return await self._store.delete_item(owner_id, conversation_id, item_id)
+
     async def fork(
         self, owner_id: str, conversation_id: str, last_item_id: str | None, metadata: Mapping[str, str] | None
     ) -> Conversation:

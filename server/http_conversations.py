@@ -141,6 +141,12 @@ async def retrieve_item(conversation_id: str, item_id: str, caller: Admitted, wi
     return (await _objects(caller, [message], with_images))[0]
 
 
+@router.delete("/{conversation_id}/items/{item_id}")
+async def delete_item(conversation_id: str, item_id: str, caller: Admitted) -> Json:
+    """Remove an item for good; the answer is its conversation. What followed it follows the item before it."""
+    return conversation_object(await caller.chat.edits.delete_item(caller.owner_id, conversation_id, item_id))
+
+
 async def _items(caller: Caller, page: Page[Message], with_images: bool) -> Json:
     return list_object(await _objects(caller, page.items, with_images), page.has_more)
 

@@ -84,9 +84,21 @@ async def cancel_response(response_id: str, caller: Admitted) -> Json:
         if error.code == "response_not_active" and found["status"] == "cancelled":
             return found
         raise
-    async for _ in await caller.chat.follow(caller.owner_id, response_id):
-        pass
+    await caller.chat.wait(caller.owner_id, response_id)
     return await find_response(caller, response_id)
+
+
+@router.delete("/{response_id}")
+async def delete_response(response_id: str, caller: Admitted) -> Json:
+    """Delete a response and its events; one that runs is cancelled first. Its messages stay in the conversation."""
+    try:
+        await caller.chat.cancel(caller.owner_id, response_id)
+    except ApiError as error:
+        if error.code != "response_not_active":
+            raise
+    await caller.chat.wait(caller.owner_id, response_id)
+    await caller.store.delete_response(caller.owner_id, response_id)
+    return {"id": response_id, "object": "response", "deleted": True}
 
 
 @router.get("/{response_id}/input_items")

@@ -18,22 +18,22 @@ Check = Callable[[bytes], Awaitable[CheckedImage]]
 Fetch = Callable[[str], Awaitable[bytes]]
 """The bytes behind a link; raises FetchError."""
 
-FindUpload = Callable[[str, str], Awaitable[StoredImage]]
-"""The image that an owner uploaded, by its file id; raises StorageError."""
+FindImage = Callable[[str, str], Awaitable[str]]
+"""The digest of an image that the owner has, by its file id; raises StorageError."""
 
 
 class ImageIntake:
     """`fetch` None: links are refused."""
 
-    def __init__(self, check: Check, find_upload: FindUpload, fetch: Fetch | None = None) -> None:
+    def __init__(self, check: Check, find_image: FindImage, fetch: Fetch | None = None) -> None:
         self._check = check
-        self._find_upload = find_upload
+        self._find_image = find_image
         self._fetch = fetch
 
     async def check_messages(
         self, owner_id: str, messages: Sequence[InputMessage]
     ) -> tuple[list[CheckedMessage], list[StoredImage]]:
-        """The messages with their parts as they are kept, and the images in them, each once.
+        """The messages with their parts as they are kept, and the images in them that may be new, each once.
 
         Raises:
             ApiError: the first image that is refused, named by its parameter.
@@ -47,7 +47,10 @@ class ImageIntake:
                 if isinstance(part, str):
                     parts.append(TextPart(part))
                     continue
-                image = await self._image(owner_id, part)
+                if isinstance(part, UploadedImage):
+                    parts.append(ImagePart(await self._find_image(owner_id, part.file_id)))
+                    continue
+                image = await self._image(part)
                 images[image.digest] = image
                 parts.append(ImagePart(image.digest))
             checked.append((message, tuple(parts)))
@@ -61,14 +64,9 @@ class ImageIntake:
             raise ApiError(error.code, str(error), param) from error
         return StoredImage(image.digest, image.media_type, image.width, image.height, image.data)
 
-    async def _image(self, owner_id: str, part: InputImage | ImageLink | UploadedImage) -> StoredImage:
-        match part:
-            case InputImage(data, param):
-                return await self.check(data, param)
-            case ImageLink(url, param):
-                return await self.check(await self._fetched(url, param), param)
-            case UploadedImage(file_id):
-                return await self._find_upload(owner_id, file_id)
+    async def _image(self, part: InputImage | ImageLink) -> StoredImage:
+        data = await self._fetched(part.url, part.param) if isinstance(part, ImageLink) else part.data
+        return await self.check(data, part.param)
 
     async def _fetched(self, url: str, param: str) -> bytes:
         if self._fetch is None:

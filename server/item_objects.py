@@ -1,7 +1,7 @@
 """Stored messages as clients see them: the items of conversations and of responses' input, and pages of them. Pure.
 
 Source: the types of the `openai` package (`openai.types.conversations.Message`, `.responses.ResponseItem`). An image's
-data stands in an item only where it is asked for.
+data stands in an item only where it is asked for; its `file_id` there gets it from `/v1/files`.
 """
 
 import base64
@@ -10,6 +10,7 @@ from typing import Any
 
 from idefics_chat.conversation.messages import ImagePart, Message, Part, TextPart
 from idefics_chat.server.response_object import message_item, text_part
+from idefics_chat.server.uploads import image_file_id
 from idefics_chat.storage.values import StoredImage
 
 Json = dict[str, Any]
@@ -39,4 +40,4 @@ def _part_object(part: Part, answered: bool, image_urls: Mapping[str, str]) -> J
             return text_part(text) if answered else {"type": "input_text", "text": text}
         case ImagePart(digest):
             url = image_urls.get(digest)
-            return {"type": "input_image", "detail": "auto", "file_id": None, "image_url": url}
+            return {"type": "input_image", "detail": "auto", "file_id": image_file_id(digest), "image_url": url}

@@ -71,7 +71,9 @@ class TurnPreparation:
         self._engine = engine
         self._clock = clock
         self._make_id = make_id
-        self._images = images
+        self.images = images
+        """Where images come in."""
+
         self._max_images = max_images
         self._max_text = max_text
         self._default_max_output_tokens = default_max_output_tokens
@@ -153,7 +155,7 @@ class TurnPreparation:
         Raises:
             ApiError: the first image that is refused, named by its parameter.
         """
-        checked, images = await self._images.check_messages(owner_id, turn.input)
+        checked, images = await self.images.check_messages(owner_id, turn.input)
         return self._linked(checked, parent_id), images
 
     async def count_tokens(self, owner_id: str, turn: Turn) -> int:

@@ -1,6 +1,7 @@
 """A chat service over a real SQLite file and a scripted engine."""
 
 import asyncio
+import functools
 import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -11,9 +12,9 @@ import pytest
 from idefics_chat.conversation.ids import Kind
 from idefics_chat.conversation.images import CheckedImage, check_image
 from idefics_chat.server.chat import ChatService
-from idefics_chat.server.chat_assembly import no_upload
 from idefics_chat.server.image_intake import ImageIntake
 from idefics_chat.server.turn_preparation import TurnPreparation
+from idefics_chat.server.uploads import find_image
 from idefics_chat.storage.store import Store
 from tests.server.scripted_engine import ScriptedEngine
 from tests.server.world import World
@@ -43,7 +44,7 @@ def world_at(tmp_path: Path) -> Callable[[], AbstractAsyncContextManager[World]]
                 engine,
                 clock=lambda: float(next(clock)),
                 make_id=make_id,
-                images=ImageIntake(check, no_upload),
+                images=ImageIntake(check, functools.partial(find_image, store)),
                 max_images=4,
                 max_text=10_000,
                 default_max_output_tokens=50,

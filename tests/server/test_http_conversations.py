@@ -173,7 +173,9 @@ async def test_items_are_added_and_found_and_their_images_come_back_as_they_were
     path = f"/v1/conversations/{conversation['id']}/items/{item_id}"
     found = (await client.get(path)).json()
     conversations.Message.model_validate(found)
-    assert found["content"] == [{"type": "input_image", "detail": "auto", "file_id": None, "image_url": None}]
+    (part,) = found["content"]
+    assert (part["type"], part["detail"], part["image_url"]) == ("input_image", "auto", None)
+    assert (await client.get(f"/v1/files/{part['file_id']}/content")).content == png
     shown = (await client.get(path, params={"include": "message.input_image.image_url"})).json()
     assert shown["content"][0]["image_url"] == url
     other = await made(client)
@@ -271,3 +273,27 @@ async def test_another_owner_finds_none_of_it(world: World, client: httpx.AsyncC
     refused(await client.get(f"{path}/items/{item_id}", headers=headers), 404, "item_not_found")
     for url in ("/v1/conversations", "/v1/conversations/search?q=secret"):
         assert (await client.get(url, headers=headers)).json()["data"] == []
+
+
+async def test_an_item_is_deleted_and_what_followed_it_follows_the_one_before(client: httpx.AsyncClient) -> None:
+    made_one = await made(client, "One", "Two", "Three")
+    page = await items(client, made_one)
+    second = page["data"][1]["id"]
+    given = await client.delete(f"/v1/conversations/{made_one['id']}/items/{second}")
+    conversations.Conversation.model_validate(given.json())
+    assert given.json()["id"] == made_one["id"]
+    assert texts(await items(client, made_one)) == [("user", "One"), ("user", "Three")]
+    refused(await client.delete(f"/v1/conversations/{made_one['id']}/items/{second}"), 404, "item_not_found")
+    refused(await client.delete(f"/v1/conversations/conv_x/items/{second}"), 404, "conversation_not_found")
+
+
+async def test_an_item_waits_for_the_turn_before_it_goes(world: World, client: httpx.AsyncClient) -> None:
+    begun = (await client.post("/v1/responses", json={"input": "Hi", "background": True})).json()
+    conversation = begun["conversation"]
+    said = (await items(client, conversation))["data"][0]["id"]
+    deleting = asyncio.create_task(client.delete(f"/v1/conversations/{conversation['id']}/items/{said}"))
+    await asyncio.sleep(0.05)
+    assert not deleting.done()
+    await answer(world, 0, "Hello")
+    assert (await deleting).status_code == 200
+    assert texts(await items(client, conversation)) == [("assistant", "Hello")]

@@ -247,3 +247,25 @@ async def test_another_owner_finds_nothing(world: World, client: httpx.AsyncClie
     for name in ("", "/input_items", "?stream=true"):
         refused(await client.get(f"/v1/responses/{made['id']}{name}", headers=headers), 404, "response_not_found")
     refused(await client.post(f"/v1/responses/{made['id']}/cancel", headers=headers), 404, "response_not_found")
+
+
+async def test_a_deleted_response_is_gone_and_its_messages_stay(world: World, client: httpx.AsyncClient) -> None:
+    made = (await create(client, world, "Hello")).json()
+    path = f"/v1/responses/{made['id']}"
+    assert (await client.delete(path)).json() == {"id": made["id"], "object": "response", "deleted": True}
+    for query in ("", "?stream=true", "/input_items"):
+        refused(await client.get(path + query), 404, "response_not_found")
+    refused(await client.delete(path), 404, "response_not_found")
+    chained = await client.post("/v1/responses", json={"input": "And?", "previous_response_id": made["id"]})
+    refused(chained, 404, "previous_response_not_found", "previous_response_id")
+    items = (await client.get(f"/v1/conversations/{made['conversation']['id']}/items")).json()
+    assert [item["role"] for item in items["data"]] == ["assistant", "user"]
+
+
+async def test_a_running_response_is_ended_before_it_is_deleted(world: World, client: httpx.AsyncClient) -> None:
+    made = (await client.post("/v1/responses", json={"input": "Hi", "background": True})).json()
+    (await world.engine.turn(0)).say("Hel")
+    assert (await client.delete(f"/v1/responses/{made['id']}")).status_code == 200
+    refused(await client.get(f"/v1/responses/{made['id']}"), 404, "response_not_found")
+    items = (await client.get(f"/v1/conversations/{made['conversation']['id']}/items")).json()
+    assert items["data"][0]["content"][0]["text"] == "Hel"
