@@ -79,8 +79,8 @@ def engine_step_s(model: Any, rows: int, steps: int) -> float:
                 prompt=EncodedPrompt(tuple(ids), (None,) * len(ids), (len(ids),)),
                 places=[None] * len(ids),
                 images={},
-                answer=Answer(backend, frozenset(), 2 * steps),
-                sampler=Sampler(SamplingParams(), ids, []),
+                answers=[Answer(backend, frozenset(), 2 * steps)],
+                samplers=[Sampler(SamplingParams(), ids, [])],
                 sink=Clock(),
                 max_tokens=2 * steps,
             )

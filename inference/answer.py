@@ -3,6 +3,7 @@
 Knows nothing of the model: ids go in, text comes out.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer
@@ -31,17 +32,24 @@ class Answer:
         self._unstarted: str | None = ""  # the start of the text, while it may still be the prefix
         self._ids: list[int] = []
         self._pieces: list[str] = []
+        self._ends: list[int] = []  # characters of text, stop strings included, up to each id
+        self._is_finished = False
         self.output_tokens = 0
         self.finish_reason: FinishReason | None = "length" if max_tokens <= 0 else None
 
     def push(self, token_id: int) -> str:
-        """Take the id that was chosen; return the text to stream. `finish_reason` is set when it was the last."""
+        """Take the id that was chosen; return the text to stream. `finish_reason` is set when it was the last; what
+        comes behind that is ignored."""
+        if self.finish_reason is not None:
+            return ""
         self.output_tokens += 1
         if token_id in self._end_ids:
             self.finish_reason = "stop"
             return ""
         self._ids.append(token_id)
-        piece = self._keep(self._stops.push(self._unprefixed(self._detokenizer.push(token_id))))
+        text = self._unprefixed(self._detokenizer.push(token_id))
+        self._ends.append(len(text) + (self._ends[-1] if self._ends else 0))
+        piece = self._keep(self._stops.push(text))
         if self._stops.found:
             self.finish_reason = "stop"
         elif len(self._ids) >= self._max_tokens:
@@ -51,7 +59,10 @@ class Answer:
     def finish(self, reason: FinishReason | None = None) -> str:
         """End the answer, for `reason` unless it has ended of itself; return the text that was held back."""
         self.finish_reason = self.finish_reason or reason or "stop"
-        rest = self._stops.push(self._unprefixed(self._detokenizer.finish(), last=True))
+        self._is_finished = True
+        text = self._unprefixed(self._detokenizer.finish(), last=True)
+        self._ends[-1:] = [end + len(text) for end in self._ends[-1:]]
+        rest = self._stops.push(text)
         if self._stops.found:
             self.finish_reason = "stop"
         return self._keep(rest + self._stops.finish())
@@ -60,6 +71,14 @@ class Answer:
     def text(self) -> str:
         """All that was streamed."""
         return "".join(self._pieces)
+
+    @property
+    def shown_tokens(self) -> int:
+        """How many of the ids, from the first on, `text` has something of; all of them where no stop string cut it."""
+        if self._is_finished and not self._stops.found:
+            return len(self._ids)
+        shown = sum(map(len, self._pieces))
+        return bisect_left(self._ends, shown) + 1 if shown else 0
 
     def token_ids(self) -> tuple[int, ...]:
         """The ids of record: exactly those that `text` is the decode of.

@@ -18,16 +18,16 @@ import torch
 
 from idefics_chat.conversation.images import decode_image
 from idefics_chat.conversation.prompt import Prompt, TextRun
-from idefics_chat.inference.answer import Answer
 from idefics_chat.inference.errors import EngineBusy, EngineStopped, GenerationFailed, PromptTooLong
 from idefics_chat.inference.families import family_of
 from idefics_chat.inference.family import EncodedImage, Family, PreparedImage
 from idefics_chat.inference.generation import LocalGeneration
 from idefics_chat.inference.job import Job
+from idefics_chat.inference.job_maker import JobMaker
 from idefics_chat.inference.loader import LoadedModel
 from idefics_chat.inference.prompt_encoder import EncodedPrompt, PromptEncoder
+from idefics_chat.inference.request_checks import check_request
 from idefics_chat.inference.requests import GenerationRequest, GenerationResult, ImageLoader, ModelInfo
-from idefics_chat.inference.sampling import Sampler
 from idefics_chat.inference.scheduler import Scheduler, SchedulerLimits
 
 logger = logging.getLogger(__name__)
@@ -86,8 +86,10 @@ class LocalEngine:
         self._info = ModelInfo(model_id, loaded.family, loaded.layout, facts.fingerprint, context)
         self._loaded = loaded
         self._max_waiting = limits.max_waiting
+        self._kv_tokens = limits.scheduler.kv_bytes // self._family.cache_shape.token_bytes
+        self._max_sequences = limits.scheduler.max_running
         self._encoder = PromptEncoder(facts, self._family.image_token, self._family.shared_boundary)
-        self._banned = frozenset(facts.control_ids[token] for token in self._family.banned_tokens)
+        self._jobs = JobMaker(loaded, family)
         self._image_tokens: OrderedDict[str, tuple[int, ...]] = OrderedDict()
         self._scheduler = Scheduler(self._family, limits.scheduler, context)
         self._arrived: list[Job] = []
@@ -118,8 +120,10 @@ class LocalEngine:
         """Queue a request.
 
         Raises:
-            PromptTooLong, EngineBusy, EngineStopped: nothing was queued. What `load_image` raises comes through.
+            InvalidSampling, PromptTooLong, EngineBusy, EngineStopped: nothing was queued. What `load_image` raises
+                comes through.
         """
+        check_request(request, self._max_sequences)
         return (await self._enqueue([request]))[0][1]
 
     async def score(self, prompt: Prompt, continuations: Sequence[str], load_image: ImageLoader) -> tuple[float, ...]:
@@ -188,27 +192,15 @@ class LocalEngine:
         arrived_s = time.monotonic()
         prepared = await self._prepared(request.prompt, request.load_image)
         prompt = await self._encode(request.prompt)
-        room = self._info.context_tokens - len(prompt)
+        # Sequences that decode side by side share the memory.
+        context = min(self._info.context_tokens, self._kv_tokens // request.sampling.sequences)
+        room = context - len(prompt)
         if room < 1:
-            raise PromptTooLong(len(prompt), self._info.context_tokens - 1)
+            raise PromptTooLong(len(prompt), context - 1)
         images = await self._images(request, prepared)
         max_tokens = room if request.max_output_tokens is None else min(request.max_output_tokens, room)
-        facts, stop = self._loaded.facts, (*request.stop, *request.prompt.stop)
         generation = LocalGeneration(asyncio.get_running_loop(), self._notify)
-        job = Job(
-            prompt=prompt,
-            places=self._family.places(prompt.images),
-            images=images,
-            answer=Answer(facts.backend, self._loaded.end_ids, max_tokens, stop, request.prompt.answer_prefix),
-            sampler=Sampler(request.sampling, prompt.ids, self._banned),
-            sink=generation,
-            max_tokens=max_tokens,
-            group=request.cache_key,
-            deadline_s=None if request.timeout_s is None else arrived_s + request.timeout_s,
-            arrived_s=arrived_s,
-            scored_from=len(prompt) - prompt.run_lengths[-1] if scored else None,
-        )
-        return job, generation
+        return self._jobs.make(request, prompt, images, generation, max_tokens, arrived_s, scored), generation
 
     async def _prepared(self, prompt: Prompt, load: ImageLoader | None) -> dict[str, PreparedImage]:
         """Make those images ready whose place in a prompt is not known yet."""

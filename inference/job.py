@@ -1,16 +1,24 @@
-"""A request on its way through the scheduler, with all that is known of it there."""
+"""A request on its way through the scheduler, with all that is known of it there.
 
-from collections.abc import Hashable, Mapping
+A request is one sequence, or several that share its prompt: beams, or answers that are drawn apart.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
+from torch import Tensor
+
 from idefics_chat.inference.answer import Answer
+from idefics_chat.inference.beam_search import BeamSearch
 from idefics_chat.inference.errors import InferenceError
 from idefics_chat.inference.family import EncodedImage, Place, PreparedImage
-from idefics_chat.inference.prefix_store import TokenKey, token_keys
+from idefics_chat.inference.logprobs import LogprobRecorder, log_probabilities
+from idefics_chat.inference.prefix_store import TokenKey, common_length, token_keys
 from idefics_chat.inference.prompt_encoder import EncodedPrompt
-from idefics_chat.inference.requests import FinishReason, GenerationResult, TextDelta, Usage
-from idefics_chat.inference.sampling import Sampler
+from idefics_chat.inference.requests import Choice, FinishReason, GenerationResult, TextDelta, TokenLogprob, Usage
+from idefics_chat.inference.sampling import Sampler, checked
 
 Item = TextDelta | GenerationResult | InferenceError
 
@@ -25,36 +33,77 @@ class Sink(Protocol):
 
 
 @dataclass(slots=True, eq=False)
+class Branch:
+    """One sequence of a request. `filled` tokens of `ids` have their keys and values in the cache, in row `row`; `ids`
+    grows with what is generated."""
+
+    job: "Job"
+    index: int
+    ids: list[int]
+    keys: list[TokenKey]
+    row: int = -1
+    filled: int = 0
+
+    def add(self, token_id: int) -> None:
+        """A token that is to be run next."""
+        self.ids.append(token_id)
+        self.keys.append(token_id)
+
+    def continue_from(self, ids: Sequence[int], keys: Sequence[TokenKey], token_id: int) -> None:
+        """Become another sequence of the same length, with one more token."""
+        self.ids, self.keys = [*ids, token_id], [*keys, token_id]
+
+
+@dataclass(slots=True, eq=False)
 class Job:
-    """One request. `filled` tokens of `ids` have their keys and values in the cache, in row `row`; `ids` grows with
-    what is generated. `images` holds each image of the prompt, prepared or encoded already. Where `scored_from` is set,
-    `score` becomes the log-likelihood of the prompt's tokens from there on, given those before."""
+    """One request. `images` holds each image of the prompt, prepared or encoded already.
+
+    `answers` are those that are asked for. With `beams` there is one sampler, for the penalties; else one for each
+    answer. Where `scored_from` is set, `score` becomes the log-likelihood of the prompt's tokens from there on, given
+    those before.
+    """
 
     prompt: EncodedPrompt
     places: list[Place | None]
     images: dict[str, PreparedImage | EncodedImage]
-    answer: Answer
-    sampler: Sampler
+    answers: list[Answer]
+    samplers: list[Sampler]
     sink: Sink
     max_tokens: int
+    beams: BeamSearch[TokenLogprob] | None = None
+    recorder: LogprobRecorder | None = None
     group: Hashable | None = None
     deadline_s: float | None = None
     arrived_s: float = 0.0
     scored_from: int | None = None
     score: float = 0.0
-    ids: list[int] = field(init=False)
-    keys: list[TokenKey] = field(init=False)
-    row: int = -1
-    filled: int = 0
+    branches: list[Branch] = field(init=False)
     cached_tokens: int = 0
+    _logprobs: list[list[TokenLogprob]] = field(init=False)
+    _scores: list[float | None] = field(init=False)
+    _given: list[int] = field(init=False)
+    _cut_short: FinishReason | None = None
 
     def __post_init__(self) -> None:
-        self.ids = list(self.prompt.ids)
-        self.keys = token_keys(self.prompt.ids, self.prompt.images)
+        keys = token_keys(self.prompt.ids, self.prompt.images)
+        self.branches = [Branch(self, index, list(self.prompt.ids), list(keys)) for index in range(self.width)]
+        self._logprobs = [[] for _ in self.answers]
+        self._scores = [None for _ in self.answers]
+        self._given = [0 for _ in self.answers]
+
+    @property
+    def width(self) -> int:
+        """Rows of the cache that it takes once its prompt is read."""
+        return len(self.answers) if self.beams is None else self.beams.width
+
+    @property
+    def lead(self) -> Branch:
+        """The sequence in whose row the prompt is read."""
+        return self.branches[0]
 
     @property
     def needed_tokens(self) -> int:
-        """Tokens of cache that the request may come to use."""
+        """Tokens of cache that each sequence may come to use."""
         return len(self.prompt) + self.max_tokens
 
     @property
@@ -65,34 +114,108 @@ class Job:
     @property
     def is_read(self) -> bool:
         """Whether the whole prompt is in the cache, so that the request can decode."""
-        return self.filled >= len(self.prompt)
+        return self.lead.filled >= len(self.prompt)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing more to choose."""
+        if self.beams is not None and self.beams.is_over:
+            return True
+        return all(answer.finish_reason is not None for answer in self.answers)
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether each choice is just the likeliest token that is not banned, and nothing else is asked for."""
+        return self.beams is None and self.recorder is None and all(sampler.is_greedy for sampler in self.samplers)
+
+    @property
+    def banned(self) -> Tensor:
+        """Ids that are never chosen."""
+        return self.samplers[0].banned
+
+    def is_done(self, branch: Branch) -> bool:
+        """Whether that sequence has ended while others may go on."""
+        return self.beams is None and self.answers[branch.index].finish_reason is not None
 
     def encoded_images(self) -> Mapping[str, EncodedImage]:
         """Those images that are encoded."""
         return {digest: image for digest, image in self.images.items() if isinstance(image, EncodedImage)}
 
-    def take(self, token_id: int) -> None:
+    def choose(self, branch: Branch, logits: Tensor) -> None:
+        """The next token of one of several answers, from logits `(vocabulary,)`."""
+        token_id = self.samplers[branch.index].choose(logits)
+        if self.recorder is not None:
+            self._logprobs[branch.index].append(self.recorder.note(log_probabilities(logits), token_id))
+        self.take(branch, token_id)
+
+    def take(self, branch: Branch, token_id: int) -> None:
         """Add a chosen token: to the answer, and to what comes next unless the answer ended with it."""
-        self._stream(self.answer.push(token_id))
-        if self.answer.finish_reason is None:
-            self.ids.append(token_id)
-            self.keys.append(token_id)
+        self._stream(branch.index, self.answers[branch.index].push(token_id))
+        if not self.is_done(branch):
+            branch.add(token_id)
+
+    def choose_beams(self, logits: Tensor) -> list[int]:
+        """The next tokens of all beams, from logits `(width, vocabulary)`; which beam each continues."""
+        assert self.beams is not None
+        chances = log_probabilities(checked(logits))
+        note = None if self.recorder is None else partial(_noted, self.recorder, chances.clone())
+        tokens, sources = self.beams.step(self.samplers[0].processed(self.beams.said, chances), note)
+        old = [(branch.ids, branch.keys) for branch in self.branches]
+        for branch, token, source in zip(self.branches, tokens, sources, strict=True):
+            branch.continue_from(*old[source], token)
+        return sources
 
     def finish(self, reason: FinishReason | None = None) -> None:
-        """Give out the rest of the answer and the result."""
-        self._stream(self.answer.finish(reason))
+        """Give out the rest of the answers and the result."""
+        if self.beams is not None:
+            said = self._take_best(self.beams)
+            self._cut_short = None if self.is_over else reason
+        else:
+            said = [""] * len(self.answers)
+        for index, answer in enumerate(self.answers):
+            self._stream(index, said[index] + answer.finish(reason))
         self.sink.put(self._result())
 
-    def _stream(self, piece: str) -> None:
-        if piece:
-            self.sink.put(TextDelta(piece))
+    def most_alike(self) -> Branch:
+        """The sequence that has most in common with the first answer: the one to keep for the next turn."""
+        if self.beams is None:
+            return self.lead
+        said = [*self.prompt.ids, *self.beams.so_far(1)[0].ids]
+        return max(self.branches, key=lambda branch: common_length(branch.ids, said))
+
+    def _take_best(self, beams: BeamSearch[TokenLogprob]) -> list[str]:
+        """Make the best beams the answers; the text of each that is settled."""
+        said = []
+        for index, found in enumerate(beams.so_far(len(self.answers))):
+            self._logprobs[index], self._scores[index] = list(found.notes), found.score
+            said.append("".join(map(self.answers[index].push, found.ids)))
+        return said
+
+    def _stream(self, index: int, piece: str) -> None:
+        if not piece:
+            return
+        shown = self._logprobs[index][: self.answers[index].shown_tokens]
+        fresh, self._given[index] = tuple(shown[self._given[index] :]), len(shown)
+        self.sink.put(TextDelta(piece, index, fresh))
 
     def _result(self) -> GenerationResult:
+        choices = tuple(self._choice(index) for index in range(len(self.answers)))
         usage = Usage(
             input_tokens=len(self.prompt),
             cached_tokens=self.cached_tokens,
             image_tokens=sum(digest is not None for digest in self.prompt.images),
-            output_tokens=self.answer.output_tokens,
+            output_tokens=sum(answer.output_tokens for answer in self.answers),
         )
-        assert self.answer.finish_reason is not None
-        return GenerationResult(self.answer.text, self.answer.token_ids(), self.answer.finish_reason, usage)
+        first = choices[0]
+        return GenerationResult(first.text, first.token_ids, first.finish_reason, usage, choices)
+
+    def _choice(self, index: int) -> Choice:
+        answer = self.answers[index]
+        assert answer.finish_reason is not None
+        logprobs = tuple(self._logprobs[index][: answer.shown_tokens])
+        reason = self._cut_short or answer.finish_reason
+        return Choice(answer.text, answer.token_ids(), reason, logprobs, self._scores[index])
+
+
+def _noted(recorder: LogprobRecorder, chances: Tensor, beam: int, token_id: int) -> TokenLogprob:
+    return recorder.note(chances[beam], token_id)

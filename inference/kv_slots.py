@@ -73,6 +73,14 @@ class SlotTensors:
             keys[target, :, :tokens] = keys[source, :, :tokens]
             values[target, :, :tokens] = values[source, :, :tokens]
 
+    def rearrange(self, pairs: Sequence[tuple[int, int]], start: int, end: int) -> None:
+        """For each pair of a target row and a source row: copy the tokens `start` to `end`, all rows at once, so that
+        rows may change places."""
+        targets, sources = [target for target, _ in pairs], [source for _, source in pairs]
+        for keys, values in self.layers:
+            keys[targets, :, start:end] = keys[sources, :, start:end]
+            values[targets, :, start:end] = values[sources, :, start:end]
+
     def export(self, row: int, tokens: int) -> KeyValues:
         """A copy of the first `tokens` of a row."""
         return [(keys[row, :, :tokens].clone(), values[row, :, :tokens].clone()) for keys, values in self.layers]

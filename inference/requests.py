@@ -32,10 +32,13 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One answer to generate.
+    """One answer to generate, or `sampling.n` of them.
 
     `cache_key` names what may share a cached prefix (a conversation's id); None shares nothing. `stop` strings end the
     answer and are not part of it. `max_output_tokens` None means up to the end of the context; 0 prefills only.
+    `bad_words` are never said; each is what the tokenizer makes of it, so that where it tells a word behind a space
+    from one at a beginning, both are to be given (as with `bad_words_ids` of transformers). `logprobs` None gives none;
+    a number gives the log-probability of each token that was chosen, and those of so many likeliest ones beside it.
     """
 
     prompt: Prompt
@@ -45,26 +48,68 @@ class GenerationRequest:
     stop: Sequence[str] = ()
     cache_key: str | None = None
     timeout_s: float | None = None
+    bad_words: Sequence[str] = ()
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely the model held a token: the natural logarithm, of the model's own distribution, before penalties,
+    bans, temperature and the like. `data` is the token's UTF-8, which may be a part of a character; `top` are the
+    likeliest tokens at its place, likeliest first."""
+
+    token_id: int
+    data: bytes
+    logprob: float
+    top: "tuple[TokenLogprob, ...]" = ()
+
+    @property
+    def text(self) -> str:
+        """The token as text; what is no whole character is shown as U+FFFD."""
+        return self.data.decode("utf-8", "replace")
 
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """A piece of the answer. The pieces add up to the result's `text` exactly."""
+    """A piece of answer number `index`. The pieces of an answer add up to its `text` exactly.
+
+    The pieces of several answers come mixed. Beam search knows its answer only at the end: then the whole comes as one
+    piece. `logprobs`, where they were asked for, are of the tokens since the last piece.
+    """
 
     text: str
+    index: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One answer. `token_ids` are the ids of record: all that was generated for `text`, without the end token.
+
+    `logprobs` has one entry a token of which `text` has something. `score` is that of a beam, as
+    `sequences_scores` of transformers.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...] = ()
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationResult:
-    """The end of an answer, the last thing that a generation yields.
+    """The end of a generation, the last thing that it yields.
 
-    `token_ids` are the ids of record: all that was generated for `text`, without the end token.
+    `text`, `token_ids` and `finish_reason` are those of the first answer, as in `Choice`; `choices` has all answers,
+    the best beam first. `usage` counts the prompt once, and the tokens of all answers.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     usage: Usage
+    choices: tuple[Choice, ...] = ()
 
 
 class Generation(Protocol):

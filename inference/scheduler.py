@@ -19,7 +19,7 @@ from torch import Tensor
 from idefics_chat.inference.counters import Counters
 from idefics_chat.inference.errors import GenerationFailed, InferenceError
 from idefics_chat.inference.family import EncodedImage, Family, PreparedImage
-from idefics_chat.inference.job import Job
+from idefics_chat.inference.job import Branch, Job
 from idefics_chat.inference.kv_slots import Chunk, decode_step
 from idefics_chat.inference.lru_bytes import LruBytes
 from idefics_chat.inference.pace import Pace
@@ -119,7 +119,8 @@ class Scheduler:
         """Raise AssertionError where the books do not balance: rows, budgets, jobs."""
         running = self._rows.running
         assert not set(map(id, running)) & set(map(id, self._waiting))
-        assert all(job.filled <= len(job.ids) <= job.needed_tokens for job in running)
+        branches = [branch for job in running for branch in job.branches]
+        assert all(branch.filled <= len(branch.ids) <= branch.job.needed_tokens for branch in branches)
         self._rows.check()
         assert self._features.used_bytes <= self._features.budget_bytes
 
@@ -141,15 +142,13 @@ class Scheduler:
         return job.sink.is_cancelled or (job.deadline_s is not None and now_s >= job.deadline_s)
 
     def _end(self, job: Job, reason: FinishReason | None = None) -> None:
-        if job.row >= 0:
-            self._rows.leave(job, park=True)
+        self._rows.leave(job, park=True)
         job.finish(reason)
         self.counters.requests_finished += 1
 
     def _fail(self, job: Job, error: Exception) -> None:
         logger.error("a request failed in the model", exc_info=error)
-        if job.row >= 0:
-            self._rows.leave(job, park=False)
+        self._rows.leave(job, park=False)
         job.sink.put(GenerationFailed())
         self.counters.requests_failed += 1
 
@@ -158,7 +157,7 @@ class Scheduler:
     def _read_prompts(self) -> None:
         """Read as much of the prompts as the pace allows in one step."""
         decoding = len(self._rows.decoding)
-        joining = min(self._limits.max_running - decoding, len(self._waiting) + self.is_reading)
+        joining = max(0, min(self._limits.max_running - decoding, len(self._waiting) + self.is_reading))
         left = self._pace.prefill_tokens(decoding, joining)
         while left > 0 and (job := self._next_to_read()) is not None:
             started = self._clock()
@@ -194,30 +193,31 @@ class Scheduler:
     def _read_chunk(self, job: Job, limit: int) -> int:
         """Read one chunk, at most `limit` tokens; the last one gives the answer's first token. Where an image has to
         be encoded first, only that is done. Returns how many tokens were read."""
-        end = min(len(job.prompt), job.filled + limit)
-        places = job.places[job.filled : end]
+        lead = job.lead
+        end = min(len(job.prompt), lead.filled + limit)
+        places = job.places[lead.filled : end]
         if self._encode_one(job, {place[0] for place in places if place is not None}):
             return 0
-        step = Chunk(job.row, job.filled, end)
+        step = Chunk(lead.row, lead.filled, end)
         images = job.encoded_images()
         keep = _scored_tokens(job, end)
-        logits = self._family.prefill(job.ids[job.filled : end], places, images, self._rows.tensors, step, keep)
+        logits = self._family.prefill(lead.ids[lead.filled : end], places, images, self._rows.tensors, step, keep)
         if job.scored_from is not None and end >= job.scored_from:
-            job.score += _log_likelihood(logits, job.ids[end - keep + 1 : end + 1])
-        read, job.filled = end - job.filled, end
+            job.score += _log_likelihood(logits, lead.ids[end - keep + 1 : end + 1])
+        read, lead.filled = end - lead.filled, end
         if job.is_read:
             last = job.places[-1]
             job.images = {last[0]: images[last[0]]} if last is not None else {}
-            self._family.set_row(job.row, images[last[0]] if last is not None else None)
+            self._family.set_row(lead.row, images[last[0]] if last is not None else None)
             self._begin(job, logits[-1])
         return read
 
     def _begin(self, job: Job, logits: Tensor) -> None:
-        self._rows.begin_decoding()
-        if job.answer.finish_reason is not None:
+        if job.is_over:
             self._end(job)
             return
-        self._choose(job, logits, greedy=None)
+        self._rows.begin_decoding()
+        self._advance(job, logits.expand(job.width, -1))
         self.counters.first_tokens += 1
         self.counters.first_token_seconds += self._clock() - job.arrived_s
 
@@ -240,67 +240,81 @@ class Scheduler:
 
     def _decode(self) -> None:
         """One token for everyone whose prompt is read."""
-        jobs = list(self._rows.decoding)
-        if not jobs:
+        branches = list(self._rows.decoding)
+        if not branches:
             return
         started = self._clock()
         try:
-            logits = self._with_memory(partial(self._decode_logits, jobs))
+            logits = self._with_memory(partial(self._decode_logits, branches))
         except Exception as error:  # noqa: BLE001  whatever it is, it ends only its own request
-            self._decode_one_by_one(jobs, error)
+            self._decode_one_by_one(branches, error)
             return
-        # Greedy choices come from the device in one transfer.
-        greedy = self._greedy(jobs, logits)
-        for job in jobs:
-            job.filled += 1
-        for index, job in enumerate(jobs):
-            self._choose_or_fail(job, logits[index], greedy[index])
+        for branch in branches:
+            branch.filled += 1
+        greedy = self._greedy(branches, logits)
+        for job, rows in _rows_by_job(branches).items():
+            own, choice = (logits[rows], None) if len(rows) > 1 else (logits[rows[0]][None], greedy[rows[0]])
+            try:
+                self._advance(job, own, choice)
+            except Exception as error:  # noqa: BLE001  whatever it is, it ends only its own request
+                self._fail(job, error)
         self._pace.decoded(self._clock() - started)
         self.counters.decode_steps += 1
         self.counters.decode_seconds += self._clock() - started
 
-    def _decode_logits(self, jobs: list[Job]) -> Tensor:
-        step = decode_step([job.filled for job in jobs], self._rows.tensors.tokens)
-        return self._family.decode([job.ids[job.filled] for job in jobs], self._rows.tensors, step)
+    def _decode_logits(self, branches: list[Branch]) -> Tensor:
+        step = decode_step([branch.filled for branch in branches], self._rows.tensors.tokens)
+        return self._family.decode([branch.ids[branch.filled] for branch in branches], self._rows.tensors, step)
 
-    def _decode_one_by_one(self, jobs: list[Job], error: Exception) -> None:
-        """After a failed step: each row by itself, so that only those end in which the failure is."""
-        logger.warning("a decode step of %d requests failed; trying each by itself", len(jobs), exc_info=error)
-        for job in jobs:
+    def _decode_one_by_one(self, branches: list[Branch], error: Exception) -> None:
+        """After a failed step: each request by itself, so that only those end in which the failure is."""
+        logger.warning("a decode step of %d sequences failed; trying each by itself", len(branches), exc_info=error)
+        for job, rows in _rows_by_job(branches).items():
             try:
-                logits = self._decode_alone(job)
-                job.filled += 1
-                self._choose(job, logits, greedy=None)
+                logits = torch.stack([self._decode_alone(branches[row]) for row in rows])
+                for row in rows:
+                    branches[row].filled += 1
+                self._advance(job, logits)
             except Exception as own_error:  # noqa: BLE001  whatever it is, it ends only its own request
                 self._fail(job, own_error)
 
-    def _decode_alone(self, job: Job) -> Tensor:
-        step = Chunk(job.row, job.filled, job.filled + 1)
+    def _decode_alone(self, branch: Branch) -> Tensor:
+        job = branch.job
+        step = Chunk(branch.row, branch.filled, branch.filled + 1)
         places = [self._family.place_after(job.places[-1])]
-        return self._family.prefill([job.ids[job.filled]], places, job.encoded_images(), self._rows.tensors, step)[0]
+        ids = [branch.ids[branch.filled]]
+        return self._family.prefill(ids, places, job.encoded_images(), self._rows.tensors, step)[0]
 
-    def _greedy(self, jobs: list[Job], logits: Tensor) -> list[int | None]:
-        """The likeliest allowed token of each row that asks for no more than that; None for the others."""
-        if not any(job.sampler.is_greedy for job in jobs):
-            return [None] * len(jobs)
-        ready = logits.index_fill(1, jobs[0].sampler.banned.to(logits.device), -torch.inf)
+    def _greedy(self, branches: list[Branch], logits: Tensor) -> list[int | None]:
+        """The likeliest allowed token of each row that asks for no more than that; None for the others. They come from
+        the device in one transfer."""
+        if not any(branch.job.is_greedy for branch in branches):
+            return [None] * len(branches)
+        ready = logits.index_fill(1, branches[0].job.banned.to(logits.device), -torch.inf)
         # A row that is not finite is looked at by itself, and fails by itself.
         choices = torch.where(logits.isnan().any(dim=-1), -1, ready.argmax(dim=-1)).tolist()
         return [
-            choice if job.sampler.is_greedy and choice >= 0 else None for job, choice in zip(jobs, choices, strict=True)
+            choice if branch.job.is_greedy and choice >= 0 else None
+            for branch, choice in zip(branches, choices, strict=True)
         ]
 
-    def _choose_or_fail(self, job: Job, logits: Tensor, greedy: int | None) -> None:
-        try:
-            self._choose(job, logits, greedy)
-        except Exception as error:  # noqa: BLE001  whatever it is, it ends only its own request
-            self._fail(job, error)
-
-    def _choose(self, job: Job, logits: Tensor, greedy: int | None) -> None:
-        job.take(job.sampler.choose(logits) if greedy is None else greedy)
-        self.counters.tokens_generated += 1
-        if job.answer.finish_reason is not None:
+    def _advance(self, job: Job, logits: Tensor, greedy: int | None = None) -> None:
+        """The next token of each of a job's sequences that go on, from logits `(sequences, vocabulary)`."""
+        going_on = [branch for branch in job.branches if branch.row >= 0]
+        self.counters.tokens_generated += len(going_on)
+        if job.beams is not None:
+            self._rows.reorder(job, job.choose_beams(logits))
+        elif greedy is not None:
+            job.take(going_on[0], greedy)
+        else:
+            for branch, row in zip(going_on, logits, strict=True):
+                job.choose(branch, row)
+        if job.is_over:
             self._end(job)
+            return
+        for branch in going_on:
+            if job.is_done(branch):
+                self._rows.leave_row(branch, park=branch is job.lead)
 
     # -- memory
 
@@ -325,12 +339,20 @@ class Scheduler:
         counters.feature_bytes_now = self._features.used_bytes
 
 
+def _rows_by_job(branches: list[Branch]) -> dict[Job, list[int]]:
+    """Which rows each job has, in the order of its sequences."""
+    rows: dict[Job, list[int]] = {}
+    for branch in sorted(branches, key=lambda branch: branch.index):
+        rows.setdefault(branch.job, []).append(branch.row)
+    return rows
+
+
 def _scored_tokens(job: Job, end: int) -> int:
     """Of how many tokens of a chunk that ends at `end` the logits are wanted: of the last, and of all that stand
     right before one that is scored."""
     if job.scored_from is None or end < job.scored_from:
         return 1
-    return end - max(job.filled, job.scored_from - 1)
+    return end - max(job.lead.filled, job.scored_from - 1)
 
 
 def _log_likelihood(logits: Tensor, following: list[int]) -> float:

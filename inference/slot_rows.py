@@ -5,7 +5,7 @@ read, if there is one, has the row behind them. When one leaves, another moves i
 """
 
 from idefics_chat.inference.family import Family
-from idefics_chat.inference.job import Job
+from idefics_chat.inference.job import Branch, Job
 from idefics_chat.inference.kv_slots import SlotTensors
 from idefics_chat.inference.prefix_store import Prefix, PrefixStore
 
@@ -23,69 +23,95 @@ class SlotRows:
         self._budget_bytes = budget_bytes
         self.tensors = SlotTensors(family.cache_shape)
         self.parked = PrefixStore(budget_bytes, host_bytes)
-        self.decoding: list[Job] = []
+        self.decoding: list[Branch] = []
         self.reading: Job | None = None
 
     @property
     def running(self) -> list[Job]:
-        """All jobs that hold a row, in the order of their rows."""
-        return [*self.decoding, *([] if self.reading is None else [self.reading])]
+        """All jobs that hold a row, in the order of their first rows."""
+        jobs = [branch.job for branch in self.decoding]
+        return list(dict.fromkeys([*jobs, *([] if self.reading is None else [self.reading])]))
 
     def admit(self, job: Job) -> bool:
-        """Give a job the row behind all others, with whatever prefix of its prompt was parked; False if there is no
-        room for it now. No job may be being read."""
+        """Give a job the row behind all others, with whatever prefix of its prompt was parked, and keep as many rows
+        as it is wide free for it; False if there is no room for it now. No job may be being read."""
         assert self.reading is None
         row = len(self.decoding)
-        if row >= self._max_rows or not self._make_room(row + 1, job.needed_tokens):
+        if row + job.width > self._max_rows or not self._make_room(row + job.width, job.needed_tokens):
             return False
-        job.row, job.filled = row, 0
+        lead = job.lead
+        lead.row, lead.filled = row, 0
         self.reading = job
-        prefix, common = (None, 0) if job.group is None else self.parked.find(job.group, job.keys)
-        job.filled = job.cached_tokens = min(common, job.reusable_tokens)
-        if prefix is not None and job.filled:
-            self.tensors.fill(row, prefix.key_values, job.filled)
+        prefix, common = (None, 0) if job.group is None else self.parked.find(job.group, lead.keys)
+        lead.filled = job.cached_tokens = min(common, job.reusable_tokens)
+        if prefix is not None and lead.filled:
+            self.tensors.fill(row, prefix.key_values, lead.filled)
         return True
 
     def begin_decoding(self) -> None:
-        """The job whose prompt was being read decodes from now on, in the same row."""
+        """The job whose prompt was being read decodes from now on: in the same row, and in copies of it behind it."""
         assert self.reading is not None
-        self.decoding.append(self.reading)
-        self.reading = None
+        job, self.reading = self.reading, None
+        for row, branch in enumerate(job.branches, job.lead.row):
+            if branch is not job.lead:
+                self.tensors.move(job.lead.row, row, job.lead.filled)
+                self._family.move_row(job.lead.row, row)
+            branch.row, branch.filled = row, job.lead.filled
+        self.decoding += job.branches
+
+    def reorder(self, job: Job, sources: list[int]) -> None:
+        """Each branch goes on from what stands in the row of branch `sources[i]`; what stands behind the prompt is
+        copied, the prompt is the same in all."""
+        rows = [branch.row for branch in job.branches]
+        pairs = [(row, rows[source]) for row, source in zip(rows, sources, strict=True) if row != rows[source]]
+        if pairs:
+            self.tensors.rearrange(pairs, len(job.prompt), job.lead.filled)
 
     def leave(self, job: Job, park: bool) -> None:
-        """Take a job's row away; its cache is parked for its group, or wiped where it cannot be trusted."""
-        if not park:
-            self.tensors.wipe(job.row)
-        elif job.group is not None and job.filled:
-            self.parked.park(job.group, Prefix(job.keys[: job.filled], self.tensors.export(job.row, job.filled)))
-        if job is self.reading:
-            self.reading = None
-        else:
-            self._close_gap(job)
-        job.row = -1
+        """Take all of a job's rows away; the cache of one is parked for its group, or all are wiped where they cannot
+        be trusted."""
+        kept = job.most_alike() if park else None
+        for branch in sorted(job.branches, key=lambda branch: -branch.row):
+            if branch.row >= 0:
+                if not park:
+                    self.tensors.wipe(branch.row)
+                self.leave_row(branch, park=branch is kept)
+        self.reading = None if self.reading is job else self.reading
+
+    def leave_row(self, branch: Branch, park: bool) -> None:
+        """Take the row of one branch away; its cache is parked for its group if that is wanted."""
+        job = branch.job
+        if park and job.group is not None and branch.filled:
+            kept = self.tensors.export(branch.row, branch.filled)
+            self.parked.park(job.group, Prefix(branch.keys[: branch.filled], kept))
+        if job is not self.reading:
+            self._close_gap(branch)
+        branch.row = -1
 
     def check(self) -> None:
         """Raise AssertionError where rows or bytes do not add up."""
-        assert [job.row for job in self.running] == list(range(len(self.running)))
-        assert len(self.running) <= self.tensors.rows <= self._max_rows
+        assert [branch.row for branch in self.decoding] == list(range(len(self.decoding)))
+        reserved = 0 if self.reading is None else self.reading.width
+        assert self.reading is None or self.reading.lead.row == len(self.decoding)
+        assert len(self.decoding) + reserved <= self.tensors.rows <= self._max_rows
         assert all(job.needed_tokens <= self.tensors.tokens for job in self.running)
         assert self.tensors.used_bytes + self.parked.device_bytes <= self._budget_bytes
         self.parked.check()
 
-    def _close_gap(self, job: Job) -> None:
-        """The last decoding job moves into the row that is free, and the one being read behind it."""
+    def _close_gap(self, branch: Branch) -> None:
+        """The last decoding branch moves into the row that is free, and the job being read behind it."""
         last = self.decoding.pop()
-        if last is not job:
-            self.decoding[job.row] = last
-            self._move(last, job.row)
+        if last is not branch:
+            self.decoding[branch.row] = last
+            self._move(last, branch.row)
         if self.reading is not None:
-            self._move(self.reading, len(self.decoding))
+            self._move(self.reading.lead, len(self.decoding))
 
-    def _move(self, job: Job, row: int) -> None:
-        if job.row != row:
-            self.tensors.move(job.row, row, job.filled)
-            self._family.move_row(job.row, row)
-            job.row = row
+    def _move(self, branch: Branch, row: int) -> None:
+        if branch.row != row:
+            self.tensors.move(branch.row, row, branch.filled)
+            self._family.move_row(branch.row, row)
+            branch.row = row
 
     def _make_room(self, rows: int, tokens: int) -> bool:
         """Have so many rows of so many tokens, within the budget; parked prefixes give way."""
@@ -104,7 +130,7 @@ class SlotRows:
         largest = (self._max_rows, self._max_tokens)
         if 2 * self.tensors.bytes_of(*largest) <= self._budget_bytes:
             return [largest]
-        tokens = max([tokens, *(job.needed_tokens for job in self.decoding)])
+        tokens = max([tokens, *(branch.job.needed_tokens for branch in self.decoding)])
         roomy = min(self._max_tokens, -(-tokens // TOKEN_STEP) * TOKEN_STEP)
         fitting = [(min(self._max_rows, 1 << (rows - 1).bit_length()), roomy), (rows, tokens)]
         present = (self.tensors.rows, self.tensors.tokens)

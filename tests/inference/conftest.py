@@ -360,6 +360,7 @@ def _stock_answer(loaded: LoadedModel, prompt: Prompt, album: Album, max_tokens:
         raise ValueError("a processor knows no ids of record")
     inputs = _processor_inputs(loaded, prompt, album.image)
     banned = [[loaded.facts.control_ids[token]] for token in ("<image>", "<fake_token_around_image>")]
+    banned += options.pop("bad_words", [])
     settings = {"do_sample": False, "num_beams": 1, **options}
     out = loaded.model.generate(
         **inputs,

@@ -4,19 +4,20 @@ Loaded by the conftest of this folder; there are no tests in it.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from idefics_chat.inference.answer import Answer
+from idefics_chat.inference.beam_search import BeamSearch
 from idefics_chat.inference.errors import InferenceError
 from idefics_chat.inference.family import Family, PreparedImage
 from idefics_chat.inference.job import Item, Job
 from idefics_chat.inference.loader import LoadedModel
 from idefics_chat.inference.prompt_encoder import EncodedPrompt
 from idefics_chat.inference.requests import GenerationResult
-from idefics_chat.inference.sampling import Sampler
+from idefics_chat.inference.sampling import Sampler, seed_of
 from idefics_chat.inference.sampling_params import SamplingParams
 
 Token = tuple[int, str | None]
@@ -69,23 +70,36 @@ class Kit:
     def job(self, tokens: Sequence[Token], max_tokens: int, group: str | None = None, **sampling: Any) -> Job:
         """A job for a prompt, with a listener that remembers."""
         ids, images = tuple(token[0] for token in tokens), tuple(token[1] for token in tokens)
+        params = SamplingParams(**sampling)
         backend = self.loaded.facts.backend
         return Job(
             prompt=EncodedPrompt(ids, images, (len(ids),)),
             places=self.family.places(images),
             images={digest: self.images[digest] for digest in dict.fromkeys(images) if digest is not None},
-            answer=Answer(backend, self.loaded.end_ids, max_tokens),
-            sampler=Sampler(SamplingParams(**sampling), ids, self.banned),
+            answers=[Answer(backend, self.loaded.end_ids, max_tokens) for _ in range(params.n)],
+            samplers=[
+                Sampler(replace(params, seed=seed_of(params.seed, index)), ids, self.banned, (), self.loaded.end_ids)
+                for index in range(1 if params.num_beams > 1 else params.n)
+            ],
+            beams=self._beams(params, max_tokens) if params.num_beams > 1 else None,
             sink=Listener(),
             max_tokens=max_tokens,
             group=group,
         )
 
-    def reference(self, tokens: Sequence[Token], max_tokens: int, penalty: float = 1.0) -> list[int]:
+    def _beams(self, params: SamplingParams, max_tokens: int) -> BeamSearch[Any]:
+        end_ids = self.loaded.end_ids
+        return BeamSearch(params.num_beams, end_ids, max_tokens, params.length_penalty, params.early_stopping)
+
+    def reference(self, tokens: Sequence[Token], max_tokens: int, **options: Any) -> list[int]:
         """What a cold stock `generate` answers, the end token left out."""
-        key = (tuple(tokens), max_tokens, penalty)
+        return self.references(tokens, max_tokens, **options)[0]
+
+    def references(self, tokens: Sequence[Token], max_tokens: int, **options: Any) -> list[list[int]]:
+        """All that a cold stock `generate` answers, end tokens left out; `options` as `SamplingParams` has them."""
+        key = (tuple(tokens), max_tokens, tuple(sorted(options.items())))
         if key not in self._known:
-            self._known[key] = self._reference(self, tokens, max_tokens, penalty)
+            self._known[key] = self._reference(self, tokens, max_tokens, **options)
         return self._known[key]
 
     def pixels_in_order(self, tokens: Sequence[Token]) -> list[PreparedImage]:
@@ -103,26 +117,37 @@ class Kit:
                 index += 1
         return found
 
-    def generate(self, tokens: Sequence[Token], max_tokens: int, penalty: float, **inputs: Any) -> list[int]:
+    def generate(
+        self, tokens: Sequence[Token], max_tokens: int, options: dict[str, Any], inputs: dict[str, Any]
+    ) -> list[list[int]]:
         """Run stock `generate` on ids and whatever else the family's model takes."""
         ids = torch.tensor([[token[0] for token in tokens]])
+        options = dict(options)
+        answers = options.pop("n", 1)
+        if "min_new_tokens" in options:  # stock warns of a least length above the greatest
+            options["min_new_tokens"] = min(max_tokens, options["min_new_tokens"])
+        # What is drawn apart is alike where nothing is drawn; stock refuses to do so.
+        alike = answers if options.get("num_beams", 1) == 1 else 1
         out = self.loaded.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=max_tokens,
             do_sample=False,
-            num_beams=1,
-            repetition_penalty=penalty,
+            num_return_sequences=answers // alike,
             bad_words_ids=[[index] for index in self.banned],
             eos_token_id=sorted(self.loaded.end_ids),
             pad_token_id=0,
+            **{"num_beams": 1, **options},
             **inputs,
         )
-        answer = out[0, ids.shape[1] :].tolist()
-        return answer[:-1] if answer and answer[-1] in self.loaded.end_ids else answer
+        return [self._until_end(row) for row in out[:, ids.shape[1] :].tolist()] * alike
+
+    def _until_end(self, ids: list[int]) -> list[int]:
+        ends = (place for place, token_id in enumerate(ids) if token_id in self.loaded.end_ids)
+        return ids[: next(ends, len(ids))]
 
 
-def idefics_reference(kit: Kit, tokens: Sequence[Token], max_tokens: int, penalty: float) -> list[int]:
+def idefics_reference(kit: Kit, tokens: Sequence[Token], max_tokens: int, **options: Any) -> list[list[int]]:
     """Stock IDEFICS-1, with the image attention mask that its processor makes: the last image before each token."""
     images = [image.inputs["pixel_values"] for image in kit.pixels_in_order(tokens)]
     blank = torch.zeros_like(next(iter(kit.images.values())).inputs["pixel_values"])
@@ -133,17 +158,17 @@ def idefics_reference(kit: Kit, tokens: Sequence[Token], max_tokens: int, penalt
         count += digest is not None
         if count:
             sees[0, index, count - 1] = 1
-    return kit.generate(tokens, max_tokens, penalty, pixel_values=pixels, image_attention_mask=sees)
+    return kit.generate(tokens, max_tokens, options, {"pixel_values": pixels, "image_attention_mask": sees})
 
 
-def in_sequence_reference(kit: Kit, tokens: Sequence[Token], max_tokens: int, penalty: float) -> list[int]:
+def in_sequence_reference(kit: Kit, tokens: Sequence[Token], max_tokens: int, **options: Any) -> list[list[int]]:
     """Stock Idefics2, Idefics3 or SmolVLM. Images of unlike sizes are padded to the largest, as their processors do."""
     images = [image.inputs for image in kit.pixels_in_order(tokens)]
     if not images:
-        return kit.generate(tokens, max_tokens, penalty)
+        return kit.generate(tokens, max_tokens, options, {})
     size = [max(image["pixel_values"].shape[axis] for image in images) for axis in (-2, -1)]
     inputs = {name: torch.cat([_padded(image[name], size) for image in images], dim=1) for name in images[0]}
-    return kit.generate(tokens, max_tokens, penalty, **inputs)
+    return kit.generate(tokens, max_tokens, options, inputs)
 
 
 def _padded(pixels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

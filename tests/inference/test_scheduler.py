@@ -14,13 +14,27 @@ from idefics_chat.inference.scheduler import Scheduler, SchedulerLimits
 CONTEXT = 200
 DIGESTS = ["a" * 64, "b" * 64, "c" * 64]
 
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {},
+    {},
+    {"repetition_penalty": 1.5},
+    {"no_repeat_ngram_size": 2, "min_new_tokens": 3},
+    {"n": 2},
+    {"num_beams": 2},
+    {"num_beams": 3, "n": 2, "length_penalty": 2.0, "repetition_penalty": 1.3},
+    {"num_beams": 4, "early_stopping": True, "length_penalty": -1.0},
+    {"num_beams": 2, "early_stopping": "never", "no_repeat_ngram_size": 2, "min_new_tokens": 2},
+]
+"""How answers are asked for: most as they are, some penalised, some as several sequences."""
+
 words = st.lists(st.integers(0, 10**6), min_size=1, max_size=6)
 parts = st.lists(words | st.sampled_from(DIGESTS), min_size=1, max_size=3)
 questions = st.tuples(
     st.integers(0, 9),
     st.lists(words | st.sampled_from(DIGESTS), max_size=2),
     st.integers(0, 6),
-    st.sampled_from([1.0, 1.0, 1.5]),
+    st.sampled_from(OPTIONS),
     st.sampled_from(["one", "one", "two", None]),
 )
 
@@ -38,7 +52,7 @@ class Conversations(RuleBasedStateMachine):
         super().__init__()
         # Conversations are pieces, each the tokens of a text, of an image or of an answer.
         self.conversations: list[list[list[Any]]] = []
-        self.running: list[tuple[Any, list[Any], int, float, int]] = []
+        self.running: list[tuple[Any, list[Any], int, dict[str, Any], int]] = []
 
     @initialize(
         rows=st.integers(1, 4),
@@ -59,6 +73,7 @@ class Conversations(RuleBasedStateMachine):
             feature_bytes=feature_bytes,
             prefill_tokens=prefill,
         )
+        self.limits = limits
         self.scheduler = Scheduler(self.kit.family, limits, CONTEXT)
         self.conversations = [self.pieces(parts) for parts in openings]
 
@@ -80,18 +95,25 @@ class Conversations(RuleBasedStateMachine):
             self.conversations[which % len(self.conversations)] = changed
 
     @rule(asked=st.lists(questions, min_size=1, max_size=4), steps=st.integers(0, 8))
-    def ask(self, asked: list[tuple[int, list[Any], int, float, str | None]], steps: int) -> None:
+    def ask(self, asked: list[tuple[int, list[Any], int, dict[str, Any], str | None]], steps: int) -> None:
         """Several requests at once, each about a conversation with something new at its end."""
-        for which, new, count, penalty, group in asked:
+        for which, new, count, options, group in asked:
             index = which % len(self.conversations)
             conversation = [*self.conversations[index], *self.pieces(new)]
             tokens = flat(conversation)
-            if len(tokens) + count < CONTEXT and len(self.running) < 8:
-                job = self.kit.job(tokens, count, group, repetition_penalty=penalty)
+            if len(self.running) < 8 and self.fits(tokens, count, options):
+                job = self.kit.job(tokens, count, group, **options)
                 self.conversations[index] = conversation
-                self.running.append((job, tokens, count, penalty, index))
+                self.running.append((job, tokens, count, options, index))
                 self.scheduler.submit(job)
         self.step(steps)
+
+    def fits(self, tokens: list[Any], count: int, options: dict[str, Any]) -> bool:
+        """Whether an engine would take the request: what could never run is refused before it gets here."""
+        rows = max(options.get("n", 1), options.get("num_beams", 1))
+        kv_tokens = self.limits.kv_bytes // self.kit.family.cache_shape.token_bytes
+        needed = len(tokens) + count
+        return needed < CONTEXT and rows <= self.limits.max_running and rows * needed <= kv_tokens
 
     @rule(steps=st.integers(1, 6))
     def step(self, steps: int) -> None:
@@ -112,23 +134,31 @@ class Conversations(RuleBasedStateMachine):
     def settle(self) -> None:
         """Look at those that ended: their tokens, and that they ended once. Answers go on as conversations."""
         for entry in list(self.running):
-            job, tokens, count, penalty, index = entry
+            job, tokens, count, options, index = entry
             assert not job.sink.errors
             assert len(job.sink.results) <= 1
             if not job.sink.results:
                 continue
             self.running.remove(entry)
             result = job.sink.results[0]
-            expected = self.kit.reference(tokens, count, penalty) if count else []
-            if result.finish_reason == "cancelled":
-                expected = expected[: len(result.token_ids)]
-            assert list(result.token_ids) == expected
+            self.compare(result, tokens, count, options)
             assert job.sink.items[-1] is result
             assert result.usage.cached_tokens < len(tokens)
             if flat(self.conversations[index]) == tokens:
                 self.conversations[index].append([(token, None) for token in result.token_ids])
             if len(flat(self.conversations[index])) > CONTEXT - 20:
                 self.conversations[index] = self.conversations[index][:2]
+
+    def compare(self, result: Any, tokens: list[Any], count: int, options: dict[str, Any]) -> None:
+        answers = options.get("n", 1)
+        expected = self.kit.references(tokens, count, **options) if count else [[]] * answers
+        assert len(result.choices) == len(expected) == answers
+        assert result.token_ids == result.choices[0].token_ids
+        for choice, ids in zip(result.choices, expected, strict=True):
+            if choice.finish_reason != "cancelled":
+                assert list(choice.token_ids) == ids
+            elif "num_beams" not in options:
+                assert list(choice.token_ids) == ids[: len(choice.token_ids)]
 
     @invariant()
     def books_balance(self) -> None:

@@ -57,7 +57,7 @@ def test_a_failure_while_a_prompt_is_read_ends_that_request_only(
     right = type(kit.family).prefill
 
     def failing(family: Any, ids: Any, *rest: Any) -> Any:
-        if list(ids) == bad.ids[: len(ids)]:
+        if list(ids) == bad.lead.ids[: len(ids)]:
             raise RuntimeError("no such luck")
         return right(family, ids, *rest)
 
@@ -91,8 +91,8 @@ def test_numbers_that_are_not_finite_end_one_request_and_reach_no_other(
 
     def poisoned(family: Any, ids: Any, slots: Any, step: Any) -> Any:
         logits = right(family, ids, slots, step)
-        for row, job in enumerate(scheduler._rows.decoding):
-            if job is jobs[1]:
+        for row, branch in enumerate(scheduler._rows.decoding):
+            if branch.job is jobs[1]:
                 logits[row] = torch.nan
                 slots.layers[0][1][row] = torch.nan
         return logits
@@ -168,11 +168,11 @@ def test_streams_go_on_while_a_long_prompt_is_read(kit: Any) -> None:
         scheduler.step()
     long = kit.job(kit.text(range(150)), 2)
     scheduler.submit(long)
-    before = len(stream.ids)
+    before = len(stream.lead.ids)
     while not long.sink.items:
         scheduler.step()
     # 150 tokens in parts of 16: one token of the stream beside each part.
-    assert len(stream.ids) - before >= 150 // 16
+    assert len(stream.lead.ids) - before >= 150 // 16
 
 
 def test_reused_tokens_are_counted_and_not_read_again(kit: Any, scheduler: Scheduler) -> None:
@@ -207,7 +207,7 @@ def test_what_the_device_has_no_room_for_is_parked_in_host_memory(kit: Any) -> N
     scheduler = Scheduler(kit.family, limits, CONTEXT)
     first = submitted(kit, scheduler, 1, CONTEXT - 10)
     first.sink.is_cancelled = False
-    while len(first.ids) < 20:
+    while len(first.lead.ids) < 20:
         scheduler.step()
     first.sink.is_cancelled = True
     scheduler.step()
