@@ -2,7 +2,7 @@
 
     InferenceError
     ├── ModelLoadError          a checkpoint that cannot be loaded, or cannot hold a conversation
-    ├── InvalidSampling         a sampling value out of its range (`param` names it)
+    ├── InvalidSampling         a value of a request out of its range (`param` names it)
     ├── PromptTooLong           a prompt that leaves no room for an answer
     ├── EngineBusy              no place in the queue; `retry_after_s` says when to try again
     ├── EngineStopped           a request to an engine that is stopping
@@ -28,7 +28,7 @@ class ModelLoadError(InferenceError):
 
 
 class InvalidSampling(InferenceError):
-    """A sampling value out of its range."""
+    """A value of a request out of its range: of its sampling, its stop strings, its bad words, its bounds."""
 
     code = "invalid_value"
 
