@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable
 from typing import Literal
 
-Kind = Literal["conv", "msg", "resp", "file"]
+Kind = Literal["conv", "msg", "resp", "file", "batch"]
 
 
 def new_id(kind: Kind, now_s: float, token_hex: Callable[[int], str] = secrets.token_hex) -> str:

@@ -34,12 +34,12 @@ NEXT_EXAMPLE = "\nUser:"
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """Describe an image; with `lead_in`, go on from it ("This is an image of")."""
+    """Describe an image; with `prompt`, go on from it ("This is an image of")."""
 
     name: ClassVar[TaskName] = "caption"
     max_new_tokens: ClassVar[int] = 10
     image: str
-    lead_in: str = ""
+    prompt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +167,8 @@ def guide_prompt(parts: Sequence[Part]) -> Prompt:
 
 def _guide_parts(task: Task) -> list[Part]:
     match task:
-        case Caption(image, lead_in):
-            return [ImagePart(image), TextPart(lead_in)]
+        case Caption(image, prompt):
+            return [ImagePart(image), TextPart(prompt)]
         case FewShot(image, examples, instruction):
             return [*_guide_examples(examples, instruction), *_guide_asked(image, instruction)]
         case Question(image, question):
@@ -199,11 +199,11 @@ def _guide_asked(image: str, instruction: str) -> tuple[Part, ...]:
 def _chat_prompt(task: Task, layout: str) -> Prompt:
     """The task as a conversation: images before words, as the chat templates' own examples have them."""
     prompt = layout_named(layout)(_chat_messages(task), None)
-    if isinstance(task, Caption) and (lead_in := task.lead_in.strip(" ")):
+    if isinstance(task, Caption) and (begun := task.prompt.strip(" ")):
         # The answer is begun for the model.
         last = prompt.runs[-1]
         assert isinstance(last, TextRun)
-        return replace(prompt, runs=(*prompt.runs[:-1], TextRun(f"{last.text} {lead_in}")))
+        return replace(prompt, runs=(*prompt.runs[:-1], TextRun(f"{last.text} {begun}")))
     return prompt
 
 

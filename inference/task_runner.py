@@ -6,12 +6,13 @@ tasks, prompts and the engine's interface; knows nothing of files, sockets or ta
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
+from idefics_chat.conversation.errors import InvalidTask
 from idefics_chat.conversation.prompt import Prompt, TextRun
-from idefics_chat.conversation.tasks import Classify, Task, category_text, task_prompt
+from idefics_chat.conversation.tasks import Classify, Task, TaskName, category_text, task_prompt
 from idefics_chat.inference.errors import EngineBusy, EngineStopped
 from idefics_chat.inference.requests import (
     Engine,
@@ -26,10 +27,18 @@ from idefics_chat.inference.sampling_params import SamplingParams
 Normalization = Literal["none", "tokens"]
 """What a category's log-likelihood is divided by: nothing, or the number of its tokens."""
 
+AT_ONCE = 32
+"""Tasks of a batch that are handed out together: enough to keep an engine's rows full, few enough to leave its queue
+to others."""
+
+STORY_BEAMS = 2
+"""Beams of a story, as the guide has it."""
+
 LONGEST_PAUSE_S = 1.0
 """How long to wait at most before a full queue is asked again."""
 
 
+@runtime_checkable
 class ScoringEngine(Engine, Protocol):
     """An engine that scores given continuations too."""
 
@@ -41,11 +50,13 @@ class ScoringEngine(Engine, Protocol):
 @dataclass(frozen=True, slots=True)
 class TaskSettings:
     """How a task is answered. `max_new_tokens` None is the task's own; `stop` strings end an answer and are not part
-    of it. `rank` scores every category of a `Classify` instead of generating one, and `normalization` says how."""
+    of it; `bad_words` are never said (the tokens of images never are). `rank` scores every category of a `Classify`
+    instead of generating one, and `normalization` says how."""
 
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_new_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    bad_words: tuple[str, ...] = ()
     rank: bool = False
     normalization: Normalization = "none"
 
@@ -79,13 +90,42 @@ class Order:
 Key = TypeVar("Key")
 
 
-class TaskRunner:
-    """Runs tasks on one engine. At most `at_once` of a batch are handed to the engine together: enough to keep its
-    rows full, few enough to leave its queue to others."""
+class RunsTasks(Protocol):
+    """Runs one task: an engine's runner, or one that asks a server."""
 
-    def __init__(self, engine: ScoringEngine, at_once: int = 32) -> None:
+    async def run(self, order: Order, *, patient: bool = False) -> TaskResult: ...
+
+
+async def run_all(
+    runner: RunsTasks, orders: Iterable[tuple[Key, Order]], at_once: int = AT_ONCE
+) -> AsyncIterator[tuple[Key, TaskResult | Exception]]:
+    """Run tasks beside each other; each result (or what was raised) under its key, as they are done.
+
+    Orders are taken one by one as there is room, so that their number does not matter. A failure ends its own task
+    alone, but for `EngineStopped`, which is raised. To leave early, close the iterator: what runs is cancelled.
+    """
+    waiting = iter(orders)
+    running: dict[asyncio.Task[TaskResult], Key] = {}
+    try:
+        while True:
+            for key, order in _taken(waiting, at_once - len(running)):
+                running[asyncio.create_task(runner.run(order, patient=True))] = key
+            if not running:
+                return
+            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                yield running.pop(task), _outcome(task)
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+class TaskRunner:
+    """Runs tasks on one engine."""
+
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._at_once = at_once
 
     async def run(self, order: Order, *, patient: bool = False) -> TaskResult:
         """Run one task. `patient`: wait while the engine has no place in its queue.
@@ -101,28 +141,6 @@ class TaskRunner:
                     raise
                 await asyncio.sleep(min(busy.retry_after_s, LONGEST_PAUSE_S))
 
-    async def run_all(self, orders: Iterable[tuple[Key, Order]]) -> AsyncIterator[tuple[Key, TaskResult | Exception]]:
-        """Run tasks through the batching engine; each result (or what was raised) under its key, as they are done.
-
-        Orders are taken one by one as there is room, so that their number does not matter. A failure ends its own task
-        alone, but for `EngineStopped`, which is raised. To leave early, close the iterator: what runs is cancelled.
-        """
-        waiting = iter(orders)
-        running: dict[asyncio.Task[TaskResult], Key] = {}
-        try:
-            while True:
-                for key, order in _taken(waiting, self._at_once - len(running)):
-                    running[asyncio.create_task(self.run(order, patient=True))] = key
-                if not running:
-                    return
-                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    yield running.pop(task), _outcome(task)
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
-
     async def _run(self, order: Order) -> TaskResult:
         prompt = task_prompt(order.task, self._engine.info.layout)
         if isinstance(order.task, Classify) and order.settings.rank:
@@ -133,6 +151,7 @@ class TaskRunner:
             sampling=order.settings.sampling,
             max_output_tokens=order.settings.max_new_tokens or order.task.max_new_tokens,
             stop=order.settings.stop,
+            bad_words=order.settings.bad_words,
         )
         result = await self._generated(request)
         text = result.text.strip()
@@ -156,7 +175,7 @@ class TaskRunner:
     async def _ranked(self, prompt: Prompt, task: Classify, order: Order) -> TaskResult:
         """Rank classification: the log-likelihood of every category behind the same prompt."""
         texts = [category_text(category) for category in task.categories]
-        scores = await self._engine.score(prompt, texts, order.load_image)
+        scores = await _scoring(self._engine).score(prompt, texts, order.load_image)
         lengths = [await self._lengths(prompt, text, order.load_image) for text in texts]
         divided = [
             score if order.settings.normalization == "none" else score / max(1, run_lengths[-1])
@@ -177,6 +196,25 @@ class TaskRunner:
     async def _lengths(self, prompt: Prompt, text: str, load_image: ImageLoader) -> tuple[int, ...]:
         whole = Prompt((*prompt.runs, TextRun(text)), (*prompt.owners, None))
         return await self._engine.count_tokens(whole, load_image)
+
+
+def _scoring(engine: Engine) -> ScoringEngine:
+    if not isinstance(engine, ScoringEngine):
+        raise InvalidTask("This model's engine cannot score texts that it is given; leave rank out.", "rank")
+    return engine
+
+
+def sampling_for(name: TaskName, given: Mapping[str, Any]) -> SamplingParams:
+    """How a task of that name chooses its tokens, from those fields that were given: greedily, and a story by beam
+    search.
+
+    Raises:
+        InvalidSampling: a value out of its range.
+    """
+    fields = dict(given)
+    if name == "story" and not fields.get("temperature") and fields.get("n", 1) == 1:
+        fields.setdefault("num_beams", STORY_BEAMS)
+    return SamplingParams(**fields)
 
 
 def probabilities(log_likelihoods: Sequence[float]) -> list[float]:

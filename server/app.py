@@ -5,7 +5,15 @@ from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
 from starlette.websockets import WebSocketState
 
-from idefics_chat.server import http_chat_completions, http_conversations, http_files, http_models, http_responses
+from idefics_chat.server import (
+    http_chat_completions,
+    http_conversations,
+    http_files,
+    http_models,
+    http_responses,
+    http_task_batches,
+    http_tasks,
+)
 from idefics_chat.server.errors import as_api_error
 from idefics_chat.server.http_access import admit
 from idefics_chat.server.http_errors import install_error_answers, refusal
@@ -19,6 +27,8 @@ ROUTERS = (
     http_conversations.router,
     http_files.router,
     http_chat_completions.router,
+    http_task_batches.router,
+    http_tasks.router,
 )
 
 

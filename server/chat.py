@@ -18,6 +18,7 @@ from idefics_chat.server.keyed_locks import KeyedLocks
 from idefics_chat.server.recovery import recover, recover_all
 from idefics_chat.server.response_log import ResponseLog
 from idefics_chat.server.stored_log import stored_log
+from idefics_chat.server.task_service import TaskService
 from idefics_chat.server.turn_preparation import TurnPreparation
 from idefics_chat.server.turn_run import TurnRun
 from idefics_chat.server.turns import Turn
@@ -54,6 +55,9 @@ class ChatService:
 
         self.uploads = Uploads(store, preparation.images, clock=clock, make_id=make_id)
         """Images kept by themselves."""
+
+        self.tasks = TaskService(engine, preparation, clock=clock, make_id=make_id)
+        """What the model does besides talking."""
 
         self._repeats = KeyedLocks()
         self._running: dict[str, TurnRun] = {}
@@ -95,6 +99,7 @@ class ChatService:
         """Take no more turns; those that run end as incomplete, with their text kept. Idempotent."""
         self._stopping = True
         await self._engine.aclose()
+        await self.tasks.stop()
         if self._turns:
             await asyncio.wait(self._turns)
 

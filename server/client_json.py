@@ -20,6 +20,13 @@ _UNION_LABELS = {
     "list[str]",
     "list[ChatPart]",
     "ImageUrl",
+    "caption",
+    "ask",
+    "classify",
+    "story",
+    "few-shot",
+    "continue",
+    "instruct",
 }
 """What pydantic puts into the place of an error to name a union's branch; clients know nothing of it."""
 
@@ -72,9 +79,14 @@ def validate(model: type[M], value: dict[str, Any]) -> M:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        # Of a union's branches the deepest complaint is about the form that the client meant.
-        first = max(error.errors(include_url=False, include_input=False), key=lambda e: len(e["loc"]))
-        param = ".".join(str(part) for part in first["loc"] if part not in _UNION_LABELS)
-        if first["type"] == "missing":
-            raise ApiError("missing_required_parameter", f"{param} is missing; add it.", param) from None
-        raise ApiError("invalid_value", f"{param}: {first['msg']}.", param) from None
+        raise complaint(error) from None
+
+
+def complaint(error: ValidationError, where: str = "") -> ApiError:
+    """What to tell a client of a value that is not what it should be; `where` stands before the parameter."""
+    # Of a union's branches the deepest complaint is about the form that the client meant.
+    first = max(error.errors(include_url=False, include_input=False), key=lambda e: len(e["loc"]))
+    param = ".".join(part for part in (where, *map(str, first["loc"])) if part and part not in _UNION_LABELS)
+    if first["type"] == "missing":
+        return ApiError("missing_required_parameter", f"{param} is missing; add it.", param)
+    return ApiError("invalid_value", f"{param}: {first['msg']}.", param)

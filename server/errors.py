@@ -44,6 +44,7 @@ CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
         "response_not_found": (404, MISSING),
         "item_not_found": (404, MISSING),
         "file_not_found": (404, MISSING),
+        "batch_not_found": (404, MISSING),
         "conversation_busy": (409, CONFLICT),
         "idempotency_key_reused": (409, CONFLICT),
         "response_not_active": (409, CONFLICT),
