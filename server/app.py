@@ -9,19 +9,22 @@ from idefics_chat.server import (
     http_chat_completions,
     http_conversations,
     http_files,
+    http_metrics,
     http_models,
     http_responses,
     http_task_batches,
     http_tasks,
 )
 from idefics_chat.server.errors import as_api_error
-from idefics_chat.server.http_access import admit
+from idefics_chat.server.front import Front
+from idefics_chat.server.http_access import admit_websocket
 from idefics_chat.server.http_errors import install_error_answers, refusal
 from idefics_chat.server.responses_socket import ClientGone, Receive, ResponsesSocket, Send, SocketLimits
 from idefics_chat.server.settings import Settings
 from idefics_chat.server.state import ServerState
 
 ROUTERS = (
+    http_metrics.router,
     http_models.router,
     http_responses.router,
     http_conversations.router,
@@ -40,6 +43,7 @@ def create_app(state: ServerState) -> FastAPI:
     install_error_answers(app)
     for router in ROUTERS:
         app.include_router(router)
+    app.add_middleware(Front, state=state)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -59,7 +63,7 @@ def create_app(state: ServerState) -> FastAPI:
     async def responses(websocket: WebSocket) -> None:
         """The Responses protocol over a websocket."""
         try:
-            caller = await admit(websocket)
+            caller = await admit_websocket(websocket)
         except Exception as error:  # noqa: BLE001  refused before the upgrade, with a status
             await websocket.send_denial_response(refusal(as_api_error(error)))
             return

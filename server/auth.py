@@ -17,6 +17,10 @@ from idefics_chat.storage.values import Owner
 
 KEY_PREFIX = "ick_"
 LOCAL_OWNER = "local"
+SCOPES = ("chat", "read", "metrics")
+"""What a key can be made for: all that is its owner's, looking at it, the server's metrics. A key without scopes may do
+all that its owner may."""
+
 _SUBPROTOCOL_KEY = "openai-insecure-api-key."
 
 
@@ -39,13 +43,14 @@ def presented_key(headers: Mapping[str, str], subprotocols: Sequence[str] = ()) 
     return next(named, None)
 
 
-async def identify(store: Store, key: str | None, *, require_key: bool) -> Owner:
-    """The owner of the key.
+async def identify(store: Store, key: str | None, *, require_key: bool, reads: bool = False) -> Owner:
+    """The owner of the key. `reads`: what is asked changes nothing, so that the scope `read` is enough.
 
     Raises:
-        ApiError: `invalid_api_key`.
+        ApiError: `invalid_api_key`, `insufficient_scope`.
     """
     if key is not None and (owner := await store.owner_of_key(key_hash(key))) is not None:
+        await _check_scope(store, key, {"chat", "read"} if reads else {"chat"})
         return owner
     if key is not None and key.startswith(KEY_PREFIX):
         raise ApiError("invalid_api_key", "This key is not known here; make one with: idefics-chat keys create NAME.")
@@ -55,6 +60,20 @@ async def identify(store: Store, key: str | None, *, require_key: bool) -> Owner
     return await store.owner(LOCAL_OWNER)
 
 
+async def may_see_metrics(store: Store, key: str) -> bool:
+    """Whether the key works and has the scope `metrics`; a key without scopes is its owner's, not the operator's."""
+    hashed = key_hash(key)
+    known = await store.key(hashed)
+    return known is not None and "metrics" in known.scopes and await store.owner_of_key(hashed) is not None
+
+
+async def _check_scope(store: Store, key: str, sufficient: Collection[str]) -> None:
+    known = await store.key(key_hash(key))
+    if known is not None and known.scopes and not set(known.scopes) & set(sufficient):
+        message = f"This key may only {', '.join(known.scopes)}; use one that was made for more."
+        raise ApiError("insufficient_scope", message)
+
+
 def check_origin(headers: Mapping[str, str], allowed: Collection[str]) -> None:
     """Refuse web pages of other sites: a browser names the page's origin, and says nothing else of who asks.
 
@@ -62,24 +81,40 @@ def check_origin(headers: Mapping[str, str], allowed: Collection[str]) -> None:
         ApiError: `forbidden_origin`.
     """
     origin = headers.get("origin")
-    if origin is None or origin in allowed or urlsplit(origin).netloc == headers.get("host"):
+    if origin is None or origin in allowed or _place(origin) == headers.get("host"):
         return
     message = f"Pages of {origin[:200]!r} may not connect; the operator can allow them with --allowed-origins."
     raise ApiError("forbidden_origin", message)
 
 
-def check_host(headers: Mapping[str, str], listening_on: str) -> None:
-    """On loopback, refuse a `Host` that is a name of somebody else's (DNS rebinding).
+def check_host(headers: Mapping[str, str], listening_on: str, allowed: Collection[str] = ()) -> None:
+    """Refuse a `Host` that is none of the allowed names, and on loopback one that is somebody else's (DNS rebinding).
 
     Raises:
         ApiError: `forbidden_origin`.
     """
-    if not is_loopback(listening_on):
+    if not is_loopback(listening_on) and not allowed:
         return
-    name = urlsplit(f"//{headers.get('host', '')}").hostname or ""
-    if not is_loopback(name):
-        message = f"This server answers to localhost alone, not to {name[:200]!r}; start it with --host to change that."
+    name = _host_name(headers.get("host", ""))
+    if not is_loopback(name) and name not in allowed:
+        message = f"This server does not answer to {name[:200]!r}; the operator can allow it with --allowed-hosts."
         raise ApiError("forbidden_origin", message)
+
+
+def _place(origin: str) -> str | None:
+    """The host and port in an `Origin` header, None for what is none."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
+
+
+def _host_name(host: str) -> str:
+    """The name in a `Host` header, empty for what is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def is_loopback(host: str) -> bool:

@@ -27,6 +27,7 @@ CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
         "missing_required_parameter": (400, INVALID),
         "unknown_event": (400, INVALID),
         "unknown_url": (404, INVALID),
+        "request_timeout": (408, INVALID),
         "unsupported_value": (400, INVALID),
         "empty_input": (400, INVALID),
         "invalid_base64_image": (400, INVALID),
@@ -38,6 +39,7 @@ CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
         "context_length_exceeded": (400, INVALID),
         "invalid_api_key": (401, AUTH),
         "forbidden_origin": (403, AUTH),
+        "insufficient_scope": (403, AUTH),
         "model_not_found": (404, MISSING),
         "conversation_not_found": (404, MISSING),
         "previous_response_not_found": (404, MISSING),
@@ -64,13 +66,18 @@ CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
 
 
 class ApiError(Exception):
-    """An error for a client: a code of `CODES`, a sentence that says what to do, and the parameter it is about."""
+    """An error for a client: a code of `CODES`, a sentence that says what to do, and the parameter it is about.
 
-    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+    `retry_after_s` is when the same request may be served, where that is known."""
+
+    def __init__(
+        self, code: str, message: str, param: str | None = None, *, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.param = param
+        self.retry_after_s = retry_after_s
         self.status, self.type = CODES[code]
 
     def body(self) -> dict[str, str | None]:
@@ -95,5 +102,6 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ConversationError | InferenceError | StorageError) and error.code in CODES:
-        return ApiError(error.code, str(error), getattr(error, "param", None))
+        retry_after_s = getattr(error, "retry_after_s", None)
+        return ApiError(error.code, str(error), getattr(error, "param", None), retry_after_s=retry_after_s)
     return ApiError("server_error", "The server failed on this request; try again, and tell the operator if it recurs.")

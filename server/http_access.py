@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Depends, Query, Request
 from starlette.requests import HTTPConnection
+from starlette.websockets import WebSocket
 
+from idefics_chat.server.asker import ASKER
 from idefics_chat.server.auth import check_host, check_origin, identify, presented_key
 from idefics_chat.server.chat import ChatService
 from idefics_chat.server.client_json import parse_json
@@ -41,16 +43,34 @@ async def admit(connection: HTTPConnection) -> Caller:
     """Let a request or a websocket in.
 
     Raises:
-        ApiError: `forbidden_origin`, `invalid_api_key`, `model_not_loaded`.
+        ApiError: `forbidden_origin`, `invalid_api_key`, `insufficient_scope`, `quota_exceeded`, `model_not_loaded`.
         StorageError
     """
     state: ServerState = connection.app.state.server
-    check_host(connection.headers, state.settings.host)
+    check_host(connection.headers, state.settings.host, state.settings.allowed_hosts)
     check_origin(connection.headers, state.settings.allowed_origins)
     services = state.ready()
     key = presented_key(connection.headers, connection.scope.get("subprotocols", []))
-    owner = await identify(services.store, key, require_key=state.settings.require_key)
+    reads = connection.scope.get("method") in ("GET", "HEAD")
+    owner = await identify(services.store, key, require_key=state.settings.require_key, reads=reads)
+    if (asker := ASKER.get()) is not None:
+        asker.owner_id = owner.id
+        state.quotas.check_day(asker)
     return Caller(owner.id, services.store, services.chat)
+
+
+async def admit_websocket(websocket: WebSocket) -> Caller:
+    """Let a websocket in and take a place for it, which is given back when it ends.
+
+    Raises:
+        ApiError: as `admit`, and `rate_limit_exceeded`.
+        StorageError
+    """
+    caller = await admit(websocket)
+    state: ServerState = websocket.app.state.server
+    if (asker := ASKER.get()) is not None:
+        websocket.state.places.append(state.quotas.connect(asker))
+    return caller
 
 
 Admitted = Annotated[Caller, Depends(admit)]

@@ -6,6 +6,7 @@ package or the web framework. Clients of the SDKs try again by themselves on 408
 """
 
 import logging
+import math
 import secrets
 from collections.abc import Callable
 
@@ -20,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from idefics_chat.conversation.errors import ConversationError
 from idefics_chat.inference.errors import InferenceError
+from idefics_chat.server.asker import ASKER
 from idefics_chat.server.errors import ApiError, as_api_error
 from idefics_chat.storage.errors import StorageError
 
@@ -36,6 +38,10 @@ def refusal(error: ApiError, status: int | None = None) -> JSONResponse:
         headers["x-should-retry"] = "false"
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
+    if error.status == 408:
+        headers["connection"] = "close"
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     return JSONResponse({"error": error.body()}, status or error.status, headers)
 
 
@@ -63,7 +69,8 @@ class NamedAnswers:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = f"req_{self._token_hex(12)}"
+        asker = ASKER.get()
+        request_id = f"req_{self._token_hex(12)}" if asker is None else asker.request_id
         started = False
 
         async def send_named(message: Message) -> None:

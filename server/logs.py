@@ -5,18 +5,21 @@ written of exceptions that are not ours to word. At level `debug` messages are w
 machine.
 """
 
+import asyncio
 import json
 import logging
 import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from idefics_chat.server.asker import ASKER
 
 QUIET = ("uvicorn", "alembic", "httpx", "PIL", "asyncio")
 """Loggers of others that are heard from warnings on."""
+
+_log = logging.getLogger(__name__)
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
@@ -29,6 +32,13 @@ def set_up_logs(form: Literal["text", "json"], level: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def log_loop_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """The event loop's handler of errors that nobody awaited. asyncio's own would write exceptions' messages."""
+    error = context.get("exception")
+    info = None if error is None else (type(error), error, error.__traceback__)
+    _log.error("the event loop met an error: %s", str(context.get("message")).partition(":")[0], exc_info=info)
 
 
 class JsonLines(logging.Formatter):

@@ -20,19 +20,23 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import uvicorn
+from prometheus_client import start_http_server
 
 from idefics_chat.inference.requests import Engine
 from idefics_chat.server.app import create_app
 from idefics_chat.server.auth import is_loopback
 from idefics_chat.server.chat_assembly import open_chat
 from idefics_chat.server.housekeeping import Retention, keep_house
+from idefics_chat.server.logs import log_loop_error
+from idefics_chat.server.measured_store import MeasuredStore
+from idefics_chat.server.metered_engine import MeteredEngine
+from idefics_chat.server.metrics import Metrics
 from idefics_chat.server.settings import SHIPPED_MODEL, Settings
 from idefics_chat.server.settings_sources import shown_value
 from idefics_chat.server.state import ServerState, Services
+from idefics_chat.server.transport import ConnectionConfig, HttpConnection, WebsocketConnection, watch_peers
 from idefics_chat.storage.errors import StorageError
-from idefics_chat.storage.store import Store
 
-PING_INTERVAL_S = 20.0
 FRAME_HEADROOM = 2
 """The transport's own frame limit, over ours: a frame a little too large is answered, one far too large is cut off."""
 
@@ -61,13 +65,17 @@ async def serve(settings: Settings, reporter: Reporter) -> None:
     """
     check_settings(settings)
     listener = _listen(settings.host, settings.port)
+    watch_peers(listener, settings)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(listener.close)
+        state = ServerState(settings)
         store = await _open_store(settings.database)
+        store.measure(state.metrics)
         if (file := settings.database_path()) is not None:
             stack.enter_context(_alone_with(file))
         stack.push_async_callback(store.close)
-        state = ServerState(settings)
+        stack.enter_context(metrics_port(settings, state.metrics))
+        asyncio.get_running_loop().set_exception_handler(log_loop_error)
         server = _Server(_uvicorn_config(settings, state), state)
         url = _url(settings, listener)
         async with asyncio.TaskGroup() as tasks:
@@ -79,18 +87,18 @@ async def serve(settings: Settings, reporter: Reporter) -> None:
                     if engine is not None:
                         keeper = tasks.create_task(keep_house(store, retention_of(settings), time.time))
                         serving.add_done_callback(lambda _: keeper.cancel())
-                        state.services = Services(
-                            store, await stack.enter_async_context(open_chat(store, engine, settings))
-                        )
+                        metered = metered_engine(engine, state)
+                        chat = await stack.enter_async_context(open_chat(store, metered, settings))
+                        state.services = Services(store, chat)
                         reporter.ready(engine.info.id, url, shown_value("database", settings.database))
                     await asyncio.wait([serving])
                 finally:
                     server.should_exit = True
 
 
-async def _open_store(database: str) -> Store:
+async def _open_store(database: str) -> MeasuredStore:
     try:
-        return await Store.open(database)
+        return await MeasuredStore.open(database)
     except StorageError as error:
         raise StartError(f"{error} (--database {shown_value('database', database)})") from error
 
@@ -159,6 +167,35 @@ def load_engine(settings: Settings) -> Engine:
     return create_engine(loaded, model_id=model_id(settings.model))
 
 
+def metered_engine(engine: Engine, state: ServerState) -> MeteredEngine:
+    """The engine as the chat service gets it: counted and limited."""
+    if (counters := getattr(engine, "counters", None)) is not None:
+        state.metrics.watch_engine(counters)
+    return MeteredEngine(engine, state.quotas, state.metrics)
+
+
+@contextlib.contextmanager
+def metrics_port(settings: Settings, metrics: Metrics) -> Iterator[None]:
+    """The metrics on a port of their own, where the settings name one. Raises StartError."""
+    if settings.metrics_port is None:
+        yield
+        return
+    try:
+        server, thread = start_http_server(settings.metrics_port, settings.metrics_host, metrics.registry)
+    except OSError as error:
+        place = f"{settings.metrics_host}:{settings.metrics_port}"
+        raise StartError(
+            f"Cannot serve metrics on {place} ({error.strerror or error}); set another metrics_port."
+        ) from error
+    _log.info("metrics are served on %s:%s", *server.server_address[:2])
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
 def retention_of(settings: Settings) -> Retention:
     """How long to keep logs and what was deleted."""
     return Retention(settings.event_log_retention_s, settings.deleted_retention_s)
@@ -194,13 +231,20 @@ class _Server(uvicorn.Server):
 
 
 def _uvicorn_config(settings: Settings, state: ServerState) -> uvicorn.Config:
-    return uvicorn.Config(
+    return ConnectionConfig(
         create_app(state),
-        ws="websockets-sansio",
+        settings,
+        http=HttpConnection,
+        timeout_keep_alive=settings.keep_alive_s,
+        ws=WebsocketConnection,
         ws_max_size=settings.max_frame_bytes * FRAME_HEADROOM,
-        ws_ping_interval=PING_INTERVAL_S,
-        ws_ping_timeout=PING_INTERVAL_S,
+        ws_ping_interval=settings.ping_interval_s,
+        ws_ping_timeout=settings.ping_timeout_s,
         ws_per_message_deflate=False,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
         lifespan="off",
         log_config=None,
         access_log=False,

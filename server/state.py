@@ -1,9 +1,12 @@
 """What an application serves with; until the model is loaded there is nothing, and the endpoints say so."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from idefics_chat.server.chat import ChatService
 from idefics_chat.server.errors import ApiError
+from idefics_chat.server.metrics import Metrics
+from idefics_chat.server.quotas import Quotas
 from idefics_chat.server.settings import Settings
 from idefics_chat.storage.store import Store
 
@@ -18,10 +21,15 @@ class Services:
 
 @dataclass(slots=True)
 class ServerState:
-    """The settings, and the services once they stand."""
+    """The settings, what is counted, and the services once they stand."""
 
     settings: Settings
     services: Services | None = None
+    metrics: Metrics = field(default_factory=Metrics)
+    quotas: Quotas = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.quotas = Quotas(self.settings, time.time)
 
     def ready(self) -> Services:
         """The services. Raises ApiError `model_not_loaded` while there are none."""

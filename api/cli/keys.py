@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from idefics_chat.cli.common import Database, opened_store, run_to_end
-from idefics_chat.server.auth import key_hash, make_key
+from idefics_chat.cli.common import Database, fail, opened_store, run_to_end
+from idefics_chat.server.auth import SCOPES, key_hash, make_key
 from idefics_chat.storage.values import Key
 
 DAY_S = 86_400
@@ -20,18 +20,23 @@ Name = Annotated[str, typer.Argument(help="Whose key it is: each name is an owne
 def create(
     name: Name,
     expires_in_days: Annotated[float | None, typer.Option(min=0, help="For how long; without, for good.")] = None,
+    scope: Annotated[
+        list[str] | None, typer.Option(help="chat, read or metrics; repeat for more. Without, all that NAME may do.")
+    ] = None,
     database: Database = None,
 ) -> None:
     """Make a key for NAME and print it, this once: only its hash is kept."""
-    run_to_end(_create(database, name, expires_in_days))
+    if unknown := set(scope or ()) - set(SCOPES):
+        fail(f"There is no scope {', '.join(sorted(unknown))}; use {', '.join(SCOPES)}.")
+    run_to_end(_create(database, name, expires_in_days, tuple(scope or ())))
 
 
-async def _create(database: str | None, name: str, expires_in_days: float | None) -> None:
+async def _create(database: str | None, name: str, expires_in_days: float | None, scopes: tuple[str, ...]) -> None:
     expires_at = None if expires_in_days is None else time.time() + expires_in_days * DAY_S
     async with opened_store(database) as store:
         owner = await store.owner(name)
         key = make_key()
-        await store.add_key(owner.id, key_hash(key), name, expires_at=expires_at)
+        await store.add_key(owner.id, key_hash(key), name, scopes=scopes, expires_at=expires_at)
     typer.echo(key)
 
 
@@ -66,4 +71,4 @@ def _line(key: Key, now_s: float) -> str:
     elif key.expires_at is not None and key.expires_at <= now_s:
         state = "expired"
     made = time.strftime("%Y-%m-%d %H:%M", time.localtime(key.created_at))
-    return f"{key.key_hash[:12]}  {made}  {state}"
+    return "  ".join((key.key_hash[:12], made, state, *key.scopes))

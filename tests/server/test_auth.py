@@ -12,6 +12,7 @@ from idefics_chat.server.auth import (
     is_loopback,
     key_hash,
     make_key,
+    may_see_metrics,
     presented_key,
 )
 from idefics_chat.server.errors import ApiError
@@ -80,3 +81,42 @@ def test_loopback_is_a_matter_of_addresses() -> None:
     assert is_loopback("::1")
     assert not is_loopback("0.0.0.0")
     assert not is_loopback("128.0.0.1")
+
+
+@pytest.mark.anyio
+async def test_a_key_with_scopes_does_what_they_say_and_no_more(tmp_path: Path) -> None:
+    store = await Store.open(str(tmp_path / "chat.db"))
+    try:
+        keys = {}
+        ann = await store.owner("ann")
+        for scopes in ((), ("chat",), ("read",), ("metrics",)):
+            keys[scopes] = make_key()
+            await store.add_key(ann.id, key_hash(keys[scopes]), "ann", scopes=scopes)
+        may_write = {(), ("chat",)}
+        for scopes, key in keys.items():
+            for reads, allowed in ((True, may_write | {("read",)}), (False, may_write)):
+                if scopes in allowed:
+                    assert await identify(store, key, require_key=True, reads=reads) == ann
+                else:
+                    with pytest.raises(ApiError) as refused:
+                        await identify(store, key, require_key=True, reads=reads)
+                    assert refused.value.code == "insufficient_scope"
+            assert await may_see_metrics(store, key) == (scopes == ("metrics",))
+        assert not await may_see_metrics(store, make_key())
+    finally:
+        await store.close()
+
+
+def test_behind_a_proxy_the_names_that_the_operator_allows_are_answered_to() -> None:
+    check_host({"host": "chat.example:443"}, "127.0.0.1", ("chat.example",))
+    check_host({"host": "localhost:8000"}, "127.0.0.1", ("chat.example",))
+    for host, listening_on in (("evil.example", "127.0.0.1"), ("evil.example", "0.0.0.0"), ("[", "127.0.0.1")):
+        with pytest.raises(ApiError) as refused:
+            check_host({"host": host}, listening_on, ("chat.example",))
+        assert refused.value.code == "forbidden_origin"
+
+
+def test_an_origin_that_is_no_url_is_refused_as_another_s() -> None:
+    with pytest.raises(ApiError) as refused:
+        check_origin({"origin": "http://[", "host": "localhost"}, ())
+    assert refused.value.code == "forbidden_origin"

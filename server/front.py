@@ -1,0 +1,223 @@
+"""What every request and websocket passes on its way in and out, whatever endpoint it is for.
+
+Pure ASGI, outermost of all: gives each an id and an `Asker`, counts what comes and goes, tells clients of their limits,
+keeps silent streams alive, ends bodies that do not come and websockets that stand idle, and logs one line. It looks
+into what is sent only as far as an error's code, and logs nothing of it.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from idefics_chat.server.asker import ASKER, Asker
+from idefics_chat.server.errors import ApiError
+from idefics_chat.server.quotas import Place
+from idefics_chat.server.sse_keepalive import SseKeepalive
+from idefics_chat.server.state import ServerState
+
+ERROR_BODY_BYTES = 65_536
+"""Longest HTTP answer that is looked into for an error's code."""
+
+MAX_ADDRESS = 64
+
+_log = logging.getLogger(__name__)
+
+
+class Front:
+    """The middleware. `token_hex(n)` gives n random bytes in hex."""
+
+    def __init__(self, app: ASGIApp, state: ServerState, token_hex: Callable[[int], str] = secrets.token_hex) -> None:
+        self._app = app
+        self._state = state
+        self._token_hex = token_hex
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        client = scope.get("client")
+        asker = Asker(f"req_{self._token_hex(12)}", client[0][:MAX_ADDRESS] if client else "")
+        token = ASKER.set(asker)
+        try:
+            passing: Passing = (HttpPassing if scope["type"] == "http" else SocketPassing)(
+                self._state, asker, scope, receive, send
+            )
+            await passing.run(self._app)
+        finally:
+            ASKER.reset(token)
+
+
+class Passing:
+    """One request or websocket on its way through."""
+
+    def __init__(self, state: ServerState, asker: Asker, scope: Scope, receive: Receive, send: Send) -> None:
+        self._state = state
+        self._asker = asker
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._started = time.monotonic()
+
+    async def run(self, app: ASGIApp) -> None:
+        """Hand it on, to its end."""
+        raise NotImplementedError
+
+    @property
+    def _route(self) -> str:
+        """The path as it is declared, without what a client wrote in it."""
+        return getattr(self._scope.get("route"), "path", "unknown")
+
+    @property
+    def _seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def _count_bytes(self, count: int) -> None:
+        self._state.metrics.received_bytes.inc(count)
+        self._state.quotas.spend_bytes(self._asker, count)
+
+    def _count_error(self, text: str | bytes) -> None:
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            code = json.loads(text)["error"]["code"]
+            if isinstance(code, str):
+                self._state.metrics.errors.labels(code).inc()
+
+
+class HttpPassing(Passing):
+    """One HTTP request."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._status = 0
+        self._whole_body = False
+        self._error_body: bytearray | None = None
+        self._keepalive: SseKeepalive | None = None
+
+    async def run(self, app: ASGIApp) -> None:
+        try:
+            await app(self._scope, self._receive_timed, self._send_counted)
+        finally:
+            if self._keepalive is not None:
+                await self._keepalive.stop()
+            self._tell()
+
+    async def _receive_timed(self) -> Message:
+        if self._whole_body:
+            return await self._receive()
+        limit = self._state.settings.body_timeout_s
+        try:
+            async with asyncio.timeout(max(0.0, limit - self._seconds)):
+                message = await self._receive()
+        except TimeoutError:
+            self._whole_body = True
+            text = f"The body of this request did not come within {limit:g} s; send it again, or less."
+            raise ApiError("request_timeout", text) from None
+        self._whole_body = message["type"] != "http.request" or not message.get("more_body", False)
+        self._count_bytes(len(message.get("body", b"")))
+        return message
+
+    async def _send_counted(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._begin(message)
+        elif message["type"] == "http.response.body" and self._error_body is not None:
+            self._look(message)
+        await (self._send if self._keepalive is None else self._keepalive.send)(message)
+
+    def _begin(self, message: Message) -> None:
+        self._status = message["status"]
+        headers = MutableHeaders(scope=message)
+        for name, window in self._state.quotas.windows(self._asker).items():
+            headers[f"x-ratelimit-limit-{name}"] = str(window.limit)
+            headers[f"x-ratelimit-remaining-{name}"] = str(window.remaining)
+            headers[f"x-ratelimit-reset-{name}"] = f"{max(0.0, window.reset_s):.3f}s"
+        kind = headers.get("content-type", "")
+        if self._status >= 400 and kind.startswith("application/json"):
+            self._error_body = bytearray()
+        if kind.startswith("text/event-stream"):
+            self._keepalive = SseKeepalive(self._send, self._state.settings.sse_keepalive_s)
+
+    def _look(self, message: Message) -> None:
+        assert self._error_body is not None
+        self._error_body += message.get("body", b"")[:ERROR_BODY_BYTES]
+        if not message.get("more_body", False):
+            self._count_error(bytes(self._error_body))
+            self._error_body = None
+
+    def _tell(self) -> None:
+        method = self._scope["method"] if self._scope["method"] in METHODS else "other"
+        metrics = self._state.metrics
+        metrics.http_requests.labels(method, self._route, str(self._status)).inc()
+        metrics.http_seconds.labels(self._route).observe(self._seconds)
+        fields = {"method": method, "route": self._route, "status": self._status, "seconds": round(self._seconds, 3)}
+        _log.info("a request was answered", extra={"fields": fields})
+
+
+METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"}
+
+
+class SocketPassing(Passing):
+    """One websocket. Its place, taken where it is let in, is given back here, however it ends."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._open = False
+        self._active = self._started
+
+    async def run(self, app: ASGIApp) -> None:
+        self._scope.setdefault("state", {})["places"] = places = list[Place]()
+        try:
+            await app(self._scope, self._receive_counted, self._send_counted)
+        finally:
+            for place in places:
+                place.give_back()
+            if self._open:
+                self._state.metrics.connections.labels(self._route).dec()
+                fields = {"route": self._route, "seconds": round(self._seconds, 3)}
+                _log.info("a websocket has ended", extra={"fields": fields})
+
+    async def _receive_counted(self) -> Message:
+        message = await self._receive_or_close()
+        self._active = time.monotonic()
+        if message["type"] == "websocket.receive":
+            text, data = message.get("text"), message.get("bytes")
+            self._count_bytes(len(data or b"") if text is None else len(text))
+        return message
+
+    async def _receive_or_close(self) -> Message:
+        """The next message; after `idle_timeout_s` without one either way the websocket is closed."""
+        limit = self._state.settings.idle_timeout_s
+        while limit and self._open:
+            left = self._active + limit - time.monotonic()
+            if left <= 0:
+                await self._send({"type": "websocket.close", "code": 1000, "reason": "idle"})
+                return {"type": "websocket.disconnect", "code": 1000}
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    return await self._receive()
+        return await self._receive()
+
+    async def _send_counted(self, message: Message) -> None:
+        self._active = time.monotonic()
+        kind = message["type"]
+        if kind == "websocket.accept":
+            MutableHeaders(scope=message)["x-request-id"] = self._asker.request_id
+            self._open = True
+            self._state.metrics.connections.labels(self._route).inc()
+        elif kind == "websocket.send":
+            self._look(message.get("text") or "")
+        elif kind == "websocket.http.response.start":
+            MutableHeaders(scope=message)["x-request-id"] = self._asker.request_id
+        elif kind == "websocket.http.response.body":
+            self._count_error(message.get("body", b""))
+        await self._send(message)
+
+    def _look(self, text: str) -> None:
+        if text.startswith('{"type":"error"') or '"type":"error"' in text[:200]:
+            self._count_error(text)

@@ -1,0 +1,162 @@
+"""The connections under the endpoints: uvicorn's own protocols, with an end for those that keep a place for nothing.
+
+What uvicorn 0.54 does not do by itself, read in its `h11_impl` and `websockets_sansio_impl`: a head that arrives drop
+by drop has no deadline, nor has what is left of a body whose answer was sent; a connection whose peer reads nothing is
+waited for until the kernel gives up; and connections are not counted before they ask for something.
+"""
+
+import asyncio
+import json
+import socket
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from idefics_chat.server.errors import ApiError
+from idefics_chat.server.settings import ConnectionSettings
+
+CLOSING_S = 10.0
+"""How long a peer may take to take what was sent before the close, and the close."""
+
+SLOW_CODE = 1013
+"""To a websocket's client that did not read: one on which clients come back, to resume."""
+
+KERNEL_MARGIN_S = 30.0
+
+
+class ConnectionConfig(uvicorn.Config):
+    """uvicorn's configuration, and ours of connections."""
+
+    def __init__(self, app: Any, connections: ConnectionSettings, **options: Any) -> None:
+        super().__init__(app, **options)
+        self.connections = connections
+
+
+def watch_peers(listener: socket.socket, settings: ConnectionSettings) -> None:
+    """Let the kernel end connections whose peer has gone without a word: what was sent and never acknowledged ends them
+    (Linux: TCP_USER_TIMEOUT, inherited by the connections that the listener accepts)."""
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        milliseconds = round(1000 * (settings.stalled_timeout_s + KERNEL_MARGIN_S))
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+
+
+class HttpConnection(H11Protocol):
+    """A connection that speaks HTTP, up to the upgrade if one comes."""
+
+    config: ConnectionConfig
+    _deadline: asyncio.TimerHandle | None = None
+    _stall: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.config.connections.max_connections:
+            transport.write(_too_many())
+            transport.close()
+            self._stall = self.loop.call_later(CLOSING_S, transport.abort)
+            return
+        self._deadline = self.loop.call_later(self.config.connections.handshake_timeout_s, self._too_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timers()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        whole_head = self.conn.their_state is not h11.IDLE
+        if whole_head:
+            self._stop_deadline()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(self.config.connections.handshake_timeout_s, self._too_late)
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        self._stop_timers()
+        super().handle_websocket_upgrade(event)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY and not self.transport.is_closing():
+            self._stop_deadline()
+            self._deadline = self.loop.call_later(CLOSING_S, self._too_late)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stall = self.loop.call_later(self.config.connections.stalled_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+    def _too_late(self) -> None:
+        self.transport.abort()
+
+    def _stop_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _stop_timers(self) -> None:
+        self._stop_deadline()
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+
+class WebsocketConnection(WebSocketsSansIOProtocol):
+    """A connection that speaks websocket. A closed one is gone after `CLOSING_S`, whatever its peer does."""
+
+    config: ConnectionConfig
+    _stall: asyncio.TimerHandle | None = None
+    _grave: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._stall is None:
+            self._stall = self.loop.call_later(self.config.connections.stalled_timeout_s, self._drop)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+    def keepalive_timeout(self) -> None:
+        super().keepalive_timeout()
+        self._bury()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self._bury()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._stall, self._grave):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def _drop(self) -> None:
+        """The peer reads nothing: the close goes behind what waits for it, and then the connection is gone."""
+        self._stall = None
+        if not self.close_sent and not self.transport.is_closing():
+            self.conn.fail(SLOW_CODE, "you read too slowly")
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.close_sent = True
+        self.transport.close()
+        self._bury()
+
+    def _bury(self) -> None:
+        if self._grave is None:
+            self._grave = self.loop.call_later(CLOSING_S, self.transport.abort)
+
+
+def _too_many() -> bytes:
+    error = ApiError("server_busy", "The server has as many connections as it takes; try again later.")
+    body = json.dumps({"error": error.body()}).encode()
+    head = f"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+    return f"{head}retry-after: 10\r\nconnection: close\r\n\r\n".encode() + body
