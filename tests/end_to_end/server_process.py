@@ -36,10 +36,8 @@ class ServerProcess:
     def __init__(self, database: Path, *arguments: str, env: dict[str, str] | None = None) -> None:
         self.database = database
         self.output = ""
-        command = [*_COMMAND, "serve", "--port", "0", "--database", str(database), *arguments]
-        self.process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment(env)
-        )
+        serve = ["serve", "--port", "0", "--database", str(database), *arguments]
+        self.process = self._spawn(serve, environment(env))
         self._lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._pump, daemon=True).start()
         try:
@@ -70,6 +68,11 @@ class ServerProcess:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         if self.process.poll() is None:
             self.kill()
+
+    def _spawn(self, arguments: list[str], env: dict[str, str]) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [*_COMMAND, *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=env
+        )
 
     def _reap(self) -> None:
         self.process.wait(timeout=30)

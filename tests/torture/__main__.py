@@ -1,9 +1,10 @@
 """`make torture`: kills the server a thousand times, or as often as is asked.
 
-python -m tests.torture --kills 1000 --seed 1
+python -m tests.torture --kills 1000 --seed 1 [--cold]
 """
 
 import argparse
+import contextlib
 import tempfile
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tests.end_to_end.conftest import picture
+from tests.torture.forked_server import Zygote
 from tests.torture.harness import torture
 
 
@@ -19,12 +21,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Kill the server at random moments; nothing may be lost.")
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--cold", action="store_true", help="start every server from nothing; some ten times slower")
     arguments = parser.parse_args()
     console = Console()
     console.print(f"seed {arguments.seed}")
-    with tempfile.TemporaryDirectory() as folder:
-        database, image = Path(folder) / "chat.db", picture((220, 30, 30), "circle")
-        console.print(torture(database, image, arguments.kills, arguments.seed, console.print))
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        zygote = None if arguments.cold else stack.enter_context(Zygote())
+        image = picture((220, 30, 30), "circle")
+        console.print(torture(Path(folder), image, arguments.kills, arguments.seed, zygote, console.print))
+    console.print(f"{time.monotonic() - started:.0f} s")
 
 
 if __name__ == "__main__":

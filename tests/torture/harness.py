@@ -10,19 +10,24 @@ import random
 import sqlite3
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidMessage
 
 from idefics_chat.storage.verify import verify
 from tests.end_to_end.client import ENDS, Client, message, text_of
 from tests.end_to_end.server_process import ServerProcess
+from tests.torture.forked_server import END_S, ForkedServer, Zygote
 
 CLIENTS = 6
 LIFE_S = (0.05, 2.0)
+STARTING_SHARE, STARTING_S = 0.1, (0.0, 0.5)
+EPOCH_KILLS = 50
 RAMBLE = {"temperature": 2, "repetition_penalty": 10, "max_output_tokens": 120}
 
 
@@ -44,7 +49,7 @@ class TalkingClient:
     def __init__(self, number: int, image: bytes, rng: random.Random) -> None:
         self.conversation_key = f"torture:{number}"
         self.turns: list[Turn] = []
-        self.complaint: AssertionError | None = None
+        self.complaint: Exception | None = None
         self._image = image
         self._rng = rng
 
@@ -57,9 +62,9 @@ class TalkingClient:
                 while True:
                     self.turns.append(self._new_turn())
                     self._finish(client, self.turns[-1])
-        except (ConnectionClosed, OSError, EOFError):
+        except (ConnectionClosed, InvalidMessage, OSError, EOFError):
             return
-        except AssertionError as error:
+        except Exception as error:  # noqa: BLE001 (raised again where the clients are waited for)
             self.complaint = error
 
     def _new_turn(self) -> Turn:
@@ -90,52 +95,119 @@ class TalkingClient:
 
 @dataclass
 class Tally:
-    """What was checked so far."""
+    """What was checked so far. `starting` kills came while the server started, `cold` ones after a start from
+    nothing."""
 
     kills: int = 0
+    starting: int = 0
+    cold: int = 0
     acknowledged: int = 0
     completed: int = 0
     cut_off: int = 0
 
 
-def torture(database: Path, image: bytes, kills: int, seed: int, say: Callable[[str], None] = lambda _: None) -> Tally:
-    """Kill the server `kills` times; the tally.
+class Servers:
+    """Starts servers: forked by a zygote where there is one, else each as the command line does."""
+
+    def __init__(self, zygote: Zygote | None) -> None:
+        self._zygote = zygote
+
+    @property
+    def forks(self) -> bool:
+        """Whether there is a zygote."""
+        return self._zygote is not None
+
+    def start(self, database: Path, *, cold: bool) -> ServerProcess:
+        """A server that is ready, `cold` from nothing. Raises RuntimeError when it does not start."""
+        if cold or self._zygote is None:
+            return ServerProcess(database)
+        return ForkedServer(self._zygote, database)
+
+    def kill_while_starting(self, database: Path, after_s: float) -> None:
+        """Kill a forked server so long after its start, ready or not: while it mends what the last kill left."""
+        assert self._zygote is not None
+        process = self._zygote.fork(["serve", "--port", "0", "--database", str(database)])
+        with process.stderr:
+            threading.Event().wait(after_s)
+            process.kill()
+            process.wait(END_S)
+
+
+def torture(
+    folder: Path,
+    image: bytes,
+    kills: int,
+    seed: int,
+    zygote: Zygote | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Tally:
+    """Kill the server `kills` times, a new database every `EPOCH_KILLS`; the tally.
+
+    With a zygote the first server of each database is started from nothing and the others are forked; some are killed
+    while they start. Without one all are started from nothing.
 
     Raises:
-        AssertionError: something acknowledged was lost, doubled or changed, or the database does not hold together.
+        AssertionError: something acknowledged was lost, doubled or changed, or a database does not hold together.
     """
-    rng = random.Random(seed)
-    clients = [TalkingClient(number, image, random.Random(seed * 1000 + number)) for number in range(CLIENTS)]
     tally = Tally()
-    for kill in range(kills):
-        with ServerProcess(database) as server:
+    while tally.kills < kills:
+        database = folder / f"{tally.kills:05}.db"
+        rng = random.Random(seed * 100_003 + tally.kills)
+        clients = [TalkingClient(number, image, random.Random(rng.random())) for number in range(CLIENTS)]
+        last = min(kills, tally.kills + EPOCH_KILLS)
+        cold = True
+        while tally.kills < last:
+            kill_once(database, clients, Servers(zygote), rng, tally, cold=cold)
+            cold = False
+            say(f"{tally.kills} kills, {sum(len(client.turns) for client in clients)} turns, all there")
+        check_whole(database, clients, Servers(zygote), tally)
+    return tally
+
+
+def kill_once(
+    database: Path, clients: list[TalkingClient], servers: Servers, rng: random.Random, tally: Tally, *, cold: bool
+) -> None:
+    """A life of the server and its end, and what is there after it."""
+    if not cold and servers.forks and rng.random() < STARTING_SHARE:
+        servers.kill_while_starting(database, rng.uniform(*STARTING_S))
+        tally.starting += 1
+    else:
+        with servers.start(database, cold=cold) as server:
             seen = snapshot(clients)
-            threads = [threading.Thread(target=client.talk, args=(server.url,)) for client in clients]
-            for thread in threads:
-                thread.start()
-            threading.Event().wait(rng.uniform(*LIFE_S))
-            server.kill()
-            for thread in threads:
-                thread.join(30)
-                assert not thread.is_alive(), "a client hangs"
-            for client in clients:
-                if client.complaint is not None:
-                    raise client.complaint
+            talk_until_killed(server, clients, rng.uniform(*LIFE_S))
+        tally.cold += cold or not servers.forks
         check_streams(clients, seen)
-        check_database(database, clients)
-        tally.kills = kill + 1
-        say(f"{tally.kills} kills, {sum(len(client.turns) for client in clients)} turns, all there")
-    with ServerProcess(database) as server:
+    check_database(database, clients)
+    tally.kills += 1
+
+
+def talk_until_killed(server: ServerProcess, clients: list[TalkingClient], life_s: float) -> None:
+    """All clients talk; after `life_s` the server is killed. Raises what a client has to complain of."""
+    threads = [threading.Thread(target=client.talk, args=(server.url,)) for client in clients]
+    for thread in threads:
+        thread.start()
+    threading.Event().wait(life_s)
+    server.kill()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive(), "a client hangs"
+    for client in clients:
+        if client.complaint is not None:
+            raise client.complaint
+
+
+def check_whole(database: Path, clients: list[TalkingClient], servers: Servers, tally: Tally) -> None:
+    """A last start, at which every turn that was acknowledged is read again, a clean stop, and the file verified."""
+    with servers.start(database, cold=False) as server:
         for client in clients:
             check_ends(client, server.url)
         assert server.terminate() == 0
     report = verify(database)
     assert report.sound, report.problems
     turns = [turn for client in clients for turn in client.turns]
-    tally.acknowledged = sum(turn.response_id is not None for turn in turns)
-    tally.completed = sum(turn.end is not None and turn.end["status"] == "completed" for turn in turns)
-    tally.cut_off = sum(turn.end is not None and turn.end["status"] == "incomplete" for turn in turns)
-    return tally
+    tally.acknowledged += sum(turn.response_id is not None for turn in turns)
+    tally.completed += sum(turn.end is not None and turn.end["status"] == "completed" for turn in turns)
+    tally.cut_off += sum(turn.end is not None and turn.end["status"] == "incomplete" for turn in turns)
 
 
 def snapshot(clients: list[TalkingClient]) -> dict[str, str]:
@@ -155,16 +227,24 @@ def check_streams(clients: list[TalkingClient], before: dict[str, str]) -> None:
 
 
 def check_database(database: Path, clients: list[TalkingClient]) -> None:
-    """After the crash, before anything mends it: SQLite's own checks, and every acknowledged message once."""
-    with sqlite3.connect(database) as connection:
+    """After the crash, before anything mends it: SQLite's own checks, every acknowledged message once, every answer
+    whose end was seen whole."""
+    with closing(sqlite3.connect(database)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
-        for client in clients:
-            for turn in client.turns:
-                found = connection.execute(
-                    "SELECT count(*) FROM message_parts WHERE text = ?", (turn.text,)
-                ).fetchone()[0]
-                assert found == 1 if turn.response_id else found <= 1, f"{turn.text} stands {found} times"
+        texts = Counter(text for (text,) in connection.execute("SELECT text FROM message_parts"))
+        answers = {
+            response_id: (status, text)
+            for response_id, status, text in connection.execute(
+                "SELECT r.id, r.status, p.text FROM responses r LEFT JOIN message_parts p ON p.message_id = r.output_id"
+            )
+        }
+    for turn in (turn for client in clients for turn in client.turns):
+        count = texts[turn.text]
+        assert count == 1 if turn.response_id else count <= 1, f"{turn.text} stands {count} times"
+        if turn.end is not None:
+            status, text = answers[str(turn.response_id)]
+            assert (status, text or "") == (turn.end["status"], text_of(turn.end)), turn
 
 
 def check_ends(client: TalkingClient, url: str) -> None:
