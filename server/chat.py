@@ -95,6 +95,10 @@ class ChatService:
         await self.stop()
         await self._tasks.__aexit__(kind, error, trace)
 
+    def begin_stop(self) -> None:
+        """Take no more turns; those that run go on."""
+        self._stopping = True
+
     async def stop(self) -> None:
         """Take no more turns; those that run end as incomplete, with their text kept. Idempotent."""
         self._stopping = True

@@ -11,19 +11,15 @@ import fcntl
 import functools
 import logging
 import signal
-import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import uvicorn
 from prometheus_client import start_http_server
 
 from idefics_chat.inference.requests import Engine
-from idefics_chat.server.app import create_app
 from idefics_chat.server.auth import is_loopback
 from idefics_chat.server.chat_assembly import open_chat
 from idefics_chat.server.housekeeping import Retention, keep_house
@@ -33,20 +29,14 @@ from idefics_chat.server.metered_engine import MeteredEngine
 from idefics_chat.server.metrics import Metrics
 from idefics_chat.server.settings import SHIPPED_MODEL, Settings
 from idefics_chat.server.settings_sources import shown_value
+from idefics_chat.server.start_error import StartError
 from idefics_chat.server.state import ServerState, Services
-from idefics_chat.server.transport import ConnectionConfig, HttpConnection, WebsocketConnection, watch_peers
+from idefics_chat.server.web_server import WebServer, listen, tls_context, url_of
 from idefics_chat.storage.errors import StorageError
-
-FRAME_HEADROOM = 2
-"""The transport's own frame limit, over ours: a frame a little too large is answered, one far too large is cut off."""
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-class StartError(Exception):
-    """The server cannot start. The message is a sentence for the operator."""
 
 
 class Reporter(Protocol):
@@ -64,8 +54,7 @@ async def serve(settings: Settings, reporter: Reporter) -> None:
         StartError, StorageError, ModelLoadError: it could not start.
     """
     check_settings(settings)
-    listener = _listen(settings.host, settings.port)
-    watch_peers(listener, settings)
+    listener = listen(settings)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(listener.close)
         state = ServerState(settings)
@@ -76,8 +65,8 @@ async def serve(settings: Settings, reporter: Reporter) -> None:
         stack.push_async_callback(store.close)
         stack.enter_context(metrics_port(settings, state.metrics))
         asyncio.get_running_loop().set_exception_handler(log_loop_error)
-        server = _Server(_uvicorn_config(settings, state), state)
-        url = _url(settings, listener)
+        server = WebServer(state)
+        url = url_of(settings, listener)
         async with asyncio.TaskGroup() as tasks:
             with _stop_on_signals(server):
                 serving = tasks.create_task(server.serve(sockets=[listener]))
@@ -136,21 +125,6 @@ def check_settings(settings: Settings) -> None:
     tls_context(settings)
 
 
-def tls_context(settings: Settings) -> ssl.SSLContext | None:
-    """TLS by the files of the settings; None without them. Raises StartError where they are no such files."""
-    if settings.tls_certificate is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
-    except (OSError, ssl.SSLError) as error:
-        raise StartError(
-            f"The certificate {settings.tls_certificate} and the key {settings.tls_key} cannot be used together "
-            f"({error.strerror or error}); give PEM files that belong together as tls_certificate and tls_key."
-        ) from error
-    return context
-
-
 def load_engine(settings: Settings) -> Engine:
     """The engine for the model of the settings. Takes from a second to minutes.
 
@@ -206,79 +180,11 @@ def model_id(model: str) -> str:
     return Path(model).resolve().name if Path(model).is_dir() else model
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's server, which ends the running answers before it closes the connections."""
-
-    def __init__(self, config: uvicorn.Config, state: ServerState) -> None:
-        super().__init__(config)
-        self._state = state
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Signals are ours: uvicorn would raise them again before the database is closed."""
-        yield
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        if self._state.services is not None:
-            try:
-                async with asyncio.timeout(self._state.settings.drain_s):
-                    await self._state.services.chat.stop()
-            except TimeoutError:
-                _log.warning(
-                    "answers were still running after %s s; the next start ends them", self._state.settings.drain_s
-                )
-        await super().shutdown(sockets)
-
-
-def _uvicorn_config(settings: Settings, state: ServerState) -> uvicorn.Config:
-    return ConnectionConfig(
-        create_app(state),
-        settings,
-        http=HttpConnection,
-        timeout_keep_alive=settings.keep_alive_s,
-        ws=WebsocketConnection,
-        ws_max_size=settings.max_frame_bytes * FRAME_HEADROOM,
-        ws_ping_interval=settings.ping_interval_s,
-        ws_ping_timeout=settings.ping_timeout_s,
-        ws_per_message_deflate=False,
-        ssl_certfile=settings.tls_certificate,
-        ssl_keyfile=settings.tls_key,
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=list(settings.trusted_proxies),
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
-    )
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise StartError(
-            f"Cannot listen on {host}:{port} ({reason}); choose another with --port, or stop what runs there."
-        ) from error
-
-
-def _url(settings: Settings, listener: socket.socket) -> str:
-    """Of the websockets."""
-    scheme = "ws" if settings.tls_certificate is None else "wss"
-    name = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"{scheme}://{name}:{listener.getsockname()[1]}"
-
-
 @contextlib.contextmanager
-def _stop_on_signals(server: uvicorn.Server) -> Iterator[None]:
+def _stop_on_signals(server: WebServer) -> Iterator[None]:
     loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        server.should_exit = True
-
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(number, server.stop)
     try:
         yield
     finally:

@@ -31,6 +31,10 @@ class ServerState:
     def __post_init__(self) -> None:
         self.quotas = Quotas(self.settings, time.time)
 
+    def running_turns(self) -> int:
+        """Answers that wait or are under way, those that are not stored too."""
+        return int(self.metrics.registry.get_sample_value("idefics_chat_turns_running") or 0)
+
     def ready(self) -> Services:
         """The services. Raises ApiError `model_not_loaded` while there are none."""
         if self.services is None:

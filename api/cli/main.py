@@ -25,7 +25,7 @@ app.add_typer(conversations.app, name="conversations")
 def main() -> None:
     """The console script. What goes wrong is a sentence on standard error and exit status 1."""
     from idefics_chat.inference.errors import InferenceError
-    from idefics_chat.server.serving import StartError
+    from idefics_chat.server.start_error import StartError
     from idefics_chat.storage.errors import StorageError
 
     try:

@@ -136,7 +136,7 @@ def test_killed_in_mid_answer_the_conversation_goes_on_after_a_restart(
 def test_a_stop_ends_a_running_answer_as_incomplete_and_closes_with_1012(
     database: Path, red_circle: bytes, ramble: dict[str, Any]
 ) -> None:
-    with ServerProcess(database) as server, Client(server.url) as client:
+    with ServerProcess(database, "--drain-s", "0") as server, Client(server.url) as client:
         seen, response_id = start_rambling(client, red_circle, ramble, 5)
         assert server.terminate() == 0
         events = seen + list(client.events())

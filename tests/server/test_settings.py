@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from idefics_chat.server.serving import StartError, check_exposure, check_settings, model_id
+from idefics_chat.server.serving import check_exposure, check_settings, model_id
 from idefics_chat.server.settings import Settings
 from idefics_chat.server.settings_sources import SettingsError, flag_of, load_settings
+from idefics_chat.server.start_error import StartError
 from tests.end_to_end.server_process import run_command
 
 
