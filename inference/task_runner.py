@@ -6,12 +6,12 @@ tasks, prompts and the engine's interface; knows nothing of files, sockets or ta
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from idefics_chat.conversation.errors import InvalidTask
-from idefics_chat.conversation.prompt import Prompt, TextRun
+from idefics_chat.conversation.prompt import ImageRun, Prompt, TextRun
 from idefics_chat.conversation.tasks import Classify, Task, TaskName, category_text, task_prompt
 from idefics_chat.inference.errors import EngineBusy, EngineStopped
 from idefics_chat.inference.requests import (
@@ -89,27 +89,24 @@ class Order:
 
 Key = TypeVar("Key")
 
-
-class RunsTasks(Protocol):
-    """Runs one task: an engine's runner, or one that asks a server."""
-
-    async def run(self, order: Order, *, patient: bool = False) -> TaskResult: ...
+Job = Callable[[], Coroutine[Any, Any, TaskResult]]
+"""Something that reads what a task needs, and runs it."""
 
 
 async def run_all(
-    runner: RunsTasks, orders: Iterable[tuple[Key, Order]], at_once: int = AT_ONCE
-) -> AsyncIterator[tuple[Key, TaskResult | Exception]]:
-    """Run tasks beside each other; each result (or what was raised) under its key, as they are done.
+    jobs: Iterable[tuple[Key, Job]], at_once: int = AT_ONCE
+) -> AsyncGenerator[tuple[Key, TaskResult | Exception]]:
+    """Run jobs beside each other; each result (or what was raised) under its key, as they are done.
 
-    Orders are taken one by one as there is room, so that their number does not matter. A failure ends its own task
-    alone, but for `EngineStopped`, which is raised. To leave early, close the iterator: what runs is cancelled.
+    Jobs are taken one by one as there is room, so that their number does not matter. A failure ends its own job alone,
+    but for `EngineStopped`, which is raised. To leave early, close the iterator: what runs is cancelled.
     """
-    waiting = iter(orders)
+    waiting = iter(jobs)
     running: dict[asyncio.Task[TaskResult], Key] = {}
     try:
         while True:
-            for key, order in _taken(waiting, at_once - len(running)):
-                running[asyncio.create_task(runner.run(order, patient=True))] = key
+            for key, job in _taken(waiting, at_once - len(running)):
+                running[asyncio.create_task(job())] = key
             if not running:
                 return
             done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -151,7 +148,7 @@ class TaskRunner:
             sampling=order.settings.sampling,
             max_output_tokens=order.settings.max_new_tokens or order.task.max_new_tokens,
             stop=order.settings.stop,
-            bad_words=order.settings.bad_words,
+            bad_words=_in_both_places(order.settings.bad_words),
         )
         result = await self._generated(request)
         text = result.text.strip()
@@ -187,7 +184,7 @@ class TaskRunner:
         return TaskResult(
             text=best,
             finish_reason="stop",
-            usage=Usage(input_tokens=sum(lengths[0][:-1]) + sum(run_lengths[-1] for run_lengths in lengths)),
+            usage=_scored_usage(prompt, lengths),
             category=best,
             scores={category: share for category, share, _ in ranked},
             log_likelihoods={category: score for category, _, score in ranked},
@@ -196,6 +193,11 @@ class TaskRunner:
     async def _lengths(self, prompt: Prompt, text: str, load_image: ImageLoader) -> tuple[int, ...]:
         whole = Prompt((*prompt.runs, TextRun(text)), (*prompt.owners, None))
         return await self._engine.count_tokens(whole, load_image)
+
+
+def _in_both_places(words: Sequence[str]) -> tuple[str, ...]:
+    """Words at a beginning and behind a space, which a tokenizer tells apart."""
+    return tuple(form for word in words for form in dict.fromkeys((word, f" {word.lstrip(' ')}")))
 
 
 def _scoring(engine: Engine) -> ScoringEngine:
@@ -217,6 +219,13 @@ def sampling_for(name: TaskName, given: Mapping[str, Any]) -> SamplingParams:
     return SamplingParams(**fields)
 
 
+def _scored_usage(prompt: Prompt, lengths: Sequence[Sequence[int]]) -> Usage:
+    """Tokens of the prompt, counted once, and of every text behind it, by the runs' lengths."""
+    shown = sum(tokens for run, tokens in zip(prompt.runs, lengths[0], strict=False) if isinstance(run, ImageRun))
+    scored = sum(run_lengths[-1] for run_lengths in lengths)
+    return Usage(input_tokens=sum(lengths[0][:-1]) + scored, image_tokens=shown)
+
+
 def probabilities(log_likelihoods: Sequence[float]) -> list[float]:
     """Shares that add up to 1 (softmax)."""
     most = max(log_likelihoods)
@@ -236,7 +245,7 @@ def _begins_with(written: str, category: str) -> bool:
     return written.startswith(category) and not rest[:1].isalnum()
 
 
-def _taken(waiting: Iterator[tuple[Key, Order]], count: int) -> Iterator[tuple[Key, Order]]:
+def _taken(waiting: Iterator[tuple[Key, Job]], count: int) -> Iterator[tuple[Key, Job]]:
     """The next `count`, or as many as there are."""
     for _ in range(count):
         try:

@@ -20,7 +20,7 @@ FOLDERS = {
 
 OURS = "idefics_chat."
 MAY_KNOW = {
-    "api": {"cli", "server", "storage", "inference", "conversation", "default_model"},
+    "api": {"cli", "tasks", "server", "storage", "inference", "conversation", "default_model"},
     "conversation": {"conversation"},
     "inference": {"inference", "conversation"},
     "storage": {"storage", "conversation"},

@@ -1,0 +1,161 @@
+"""Runs tasks on a server, over `/v1/tasks`: the same tasks, settings and results as in this process."""
+
+import asyncio
+import base64
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from pydantic import ValidationError
+
+from idefics_chat.conversation.messages import ImagePart, Message, Part
+from idefics_chat.conversation.tasks import Caption, Classify, Continue, FewShot, Instruct, Question, Story, Task
+from idefics_chat.inference.sampling_params import SamplingParams
+from idefics_chat.inference.task_runner import LONGEST_PAUSE_S, Order, TaskResult, TaskSettings
+from idefics_chat.server.task_objects import TaskObject, result_of
+from idefics_chat.server.task_requests import SAMPLING_FIELDS
+
+Json = dict[str, Any]
+DataUrl = Callable[[str], Awaitable[str]]
+
+CONNECT_TIMEOUT_S = 10.0
+RETRIES = 3
+"""How often a request is sent again where the connection broke before the answer: a task changes nothing."""
+
+BUSY = {429, 503}
+
+
+class ServerError(Exception):
+    """A server that cannot be reached or that refused; the message is its sentence, `code` its code."""
+
+    def __init__(self, code: str, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
+
+
+class RemoteRunner:
+    """Asks one server. An async context manager."""
+
+    def __init__(self, url: str, key: str | None = None, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self.url = base_url(url)
+        self._client = httpx.AsyncClient(
+            base_url=self.url,
+            headers={"authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
+            limits=httpx.Limits(max_connections=64),
+            transport=transport,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.aclose()
+
+    async def model_name(self) -> str:
+        """The id of the server's model. Raises ServerError."""
+        models = await self._asked("GET", "/v1/models")
+        return str(models["data"][0]["id"])
+
+    async def run(self, order: Order, *, patient: bool = False) -> TaskResult:
+        """Run one task. `patient`: ask again while the server is busy.
+
+        Raises:
+            ServerError
+        """
+
+        async def data_url(digest: str) -> str:
+            return f"data:application/octet-stream;base64,{base64.b64encode(await order.load_image(digest)).decode()}"
+
+        body = {**await task_body(order.task, data_url), **options_body(order.settings)}
+        if isinstance(order.task, Classify):
+            body |= {"rank": order.settings.rank, "normalization": order.settings.normalization}
+        while True:
+            try:
+                return result_of(
+                    TaskObject.model_validate(await self._asked("POST", f"/v1/tasks/{order.task.name}", body))
+                )
+            except ServerError as error:
+                if not (patient and error.status in BUSY and error.code != "server_stopping"):
+                    raise
+            except ValidationError as error:
+                raise ServerError(
+                    "server_error", f"{self.url} gave an answer that is none; is it idefics-chat?"
+                ) from error
+            await asyncio.sleep(LONGEST_PAUSE_S)
+
+    async def _asked(self, method: str, path: str, body: Json | None = None) -> Json:
+        for attempt in range(RETRIES):
+            try:
+                answer = await self._client.request(method, path, json=body)
+                break
+            except httpx.HTTPError as error:
+                if attempt == RETRIES - 1 or isinstance(error, httpx.ConnectError):
+                    reason = str(error) or type(error).__name__
+                    sentence = f"No answer from {self.url} ({reason}). Is the server running (idefics-chat serve)?"
+                    raise ServerError("server_unreachable", sentence) from error
+        try:
+            value: Json = answer.json()
+            if answer.is_success:
+                return value
+            error_body = value["error"]
+            raise ServerError(str(error_body["code"]), str(error_body["message"]), answer.status_code)
+        except (ValueError, KeyError, TypeError):
+            sentence = f"{self.url} answered with status {answer.status_code} and no reason; is it idefics-chat?"
+            raise ServerError("server_error", sentence, answer.status_code) from None
+
+
+def base_url(url: str) -> str:
+    """The server's own address, of whatever URL of it was given; http where no scheme is."""
+    text = url.strip().rstrip("/").removesuffix("/responses").removesuffix("/v1")
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        scheme, rest = "http", text
+    return f"{ {'ws': 'http', 'wss': 'https'}.get(scheme, scheme) }://{rest}"
+
+
+async def task_body(task: Task, data_url: DataUrl) -> Json:
+    """The body that asks for the task."""
+    match task:
+        case Caption(image, prompt):
+            return {"image": await data_url(image), "prompt": prompt}
+        case Question(image, question):
+            return {"image": await data_url(image), "question": question}
+        case Classify(image, categories):
+            return {"image": await data_url(image), "categories": list(categories)}
+        case Story(image):
+            return {"image": await data_url(image)}
+        case FewShot(image, examples, instruction):
+            shown = [{"image": await data_url(example.image), "answer": example.answer} for example in examples]
+            return {"image": await data_url(image), "examples": shown, "instruction": instruction}
+        case Continue(parts):
+            return {"parts": [await _part_body(part, data_url) for part in parts]}
+        case Instruct(messages, instructions):
+            return {"messages": [await _message_body(m, data_url) for m in messages], "instructions": instructions}
+
+
+def options_body(settings: TaskSettings) -> Json:
+    """The options that differ from what the server would take of itself."""
+    usual, given = asdict(SamplingParams()), asdict(settings.sampling)
+    # A story's beams are the server's own choice too, so that they are always named.
+    body: Json = {name: given[name] for name in SAMPLING_FIELDS if given[name] != usual[name] or name == "num_beams"}
+    if settings.max_new_tokens is not None:
+        body["max_new_tokens"] = settings.max_new_tokens
+    if settings.stop:
+        body["stop"] = list(settings.stop)
+    if settings.bad_words:
+        body["bad_words"] = list(settings.bad_words)
+    return body
+
+
+async def _part_body(part: Part, data_url: DataUrl) -> Json:
+    return {"image": await data_url(part.digest)} if isinstance(part, ImagePart) else {"text": part.text}
+
+
+async def _message_body(message: Message, data_url: DataUrl) -> Json:
+    return {"role": message.role, "content": [await _part_body(part, data_url) for part in message.parts]}
