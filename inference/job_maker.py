@@ -52,7 +52,7 @@ class JobMaker:
 
     def _answer(self, request: GenerationRequest, max_tokens: int) -> Answer:
         backend, end_ids = self._loaded.facts.backend, self._loaded.end_ids
-        return Answer(backend, end_ids, max_tokens, request.stop, request.prompt.answer_prefix)
+        return Answer(backend, end_ids, max_tokens, _stops(request), request.prompt.answer_prefix)
 
     def _samplers(self, request: GenerationRequest, prompt: EncodedPrompt) -> list[Sampler]:
         """One for each answer that is drawn apart; one for all beams."""
@@ -82,18 +82,23 @@ class JobMaker:
             max_tokens,
             sampling.length_penalty,
             sampling.early_stopping,
-            self._stops(request) if request.stop else None,
+            self._beam_stops(request) if _stops(request) else None,
         )
 
-    def _stops(self, request: GenerationRequest) -> Stops:
+    def _beam_stops(self, request: GenerationRequest) -> Stops:
         """Whether a stop string is whole with the last token."""
-        backend, prefix = self._loaded.facts.backend, request.prompt.answer_prefix
+        backend, prefix, stops = self._loaded.facts.backend, request.prompt.answer_prefix, _stops(request)
 
         def has_stop(ids: Sequence[int]) -> bool:
             text = backend.decode(list(ids), skip_special_tokens=True).removeprefix(prefix)
-            return any(stop in text for stop in request.stop)
+            return any(stop in text for stop in stops)
 
         return lambda ids: has_stop(ids) and not has_stop(ids[:-1])
 
     def _recorder(self, request: GenerationRequest) -> LogprobRecorder | None:
         return None if request.logprobs is None else LogprobRecorder(self._loaded.facts.backend, request.logprobs)
+
+
+def _stops(request: GenerationRequest) -> tuple[str, ...]:
+    """Texts at which an answer ends: those that were asked for, and those of the prompt's layout."""
+    return (*request.stop, *request.prompt.stop)
