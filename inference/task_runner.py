@@ -172,7 +172,7 @@ class TaskRunner:
     async def _ranked(self, prompt: Prompt, task: Classify, order: Order) -> TaskResult:
         """Rank classification: the log-likelihood of every category behind the same prompt."""
         texts = [category_text(category) for category in task.categories]
-        scores = await _scoring(self._engine).score(prompt, texts, order.load_image)
+        scores = await scoring_engine(self._engine).score(prompt, texts, order.load_image)
         lengths = [await self._lengths(prompt, text, order.load_image) for text in texts]
         divided = [
             score if order.settings.normalization == "none" else score / max(1, run_lengths[-1])
@@ -200,7 +200,8 @@ def _in_both_places(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(form for word in words for form in dict.fromkeys((word, f" {word.lstrip(' ')}")))
 
 
-def _scoring(engine: Engine) -> ScoringEngine:
+def scoring_engine(engine: Engine) -> ScoringEngine:
+    """The engine, if it can score. Raises InvalidTask."""
     if not isinstance(engine, ScoringEngine):
         raise InvalidTask("This model's engine cannot score texts that it is given; leave rank out.", "rank")
     return engine

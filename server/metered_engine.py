@@ -6,7 +6,7 @@ An idempotent repeat never comes this far, so it costs nothing. Work of the serv
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from idefics_chat.conversation.prompt import Prompt
 from idefics_chat.inference.errors import InferenceError
@@ -20,6 +20,7 @@ from idefics_chat.inference.requests import (
     TextDelta,
     Usage,
 )
+from idefics_chat.inference.task_runner import scoring_engine
 from idefics_chat.server.asker import ASKER, Asker
 from idefics_chat.server.metrics import Metrics
 from idefics_chat.server.quotas import Place, Quotas
@@ -66,6 +67,23 @@ class MeteredEngine:
             meter.withdraw()
             raise
         return MeteredGeneration(generation, meter, self._clock, started)
+
+    async def score(self, prompt: Prompt, continuations: Sequence[str], load_image: ImageLoader) -> tuple[float, ...]:
+        """As the engine's, where it has it: one turn, which costs its prompt.
+
+        Raises:
+            ApiError: as `submit`. InvalidTask: the engine cannot score. What the engine raises.
+        """
+        meter = TurnMeter(ASKER.get(), self._quotas, self._metrics)
+        try:
+            if meter.counts_tokens:
+                meter.reserve(sum(await self._engine.count_tokens(prompt, load_image)))
+            scores = await scoring_engine(self._engine).score(prompt, continuations, load_image)
+        except BaseException:
+            meter.withdraw()
+            raise
+        meter.leave()
+        return scores
 
     async def aclose(self) -> None:
         """As the engine's."""

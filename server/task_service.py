@@ -10,7 +10,7 @@ from collections.abc import Callable
 from idefics_chat.conversation.errors import InvalidMessage, InvalidTask
 from idefics_chat.inference.errors import InvalidSampling
 from idefics_chat.inference.requests import Engine
-from idefics_chat.inference.task_runner import Order, TaskResult, TaskRunner
+from idefics_chat.inference.task_runner import LONGEST_PAUSE_S, Order, TaskResult, TaskRunner
 from idefics_chat.server.errors import ApiError
 from idefics_chat.server.input_items import ContentPart, read_part
 from idefics_chat.server.task_batches import Batches
@@ -51,10 +51,16 @@ class TaskService:
         return self._object(create, await self._runner.run(order))
 
     async def run_in_batch(self, owner_id: str, create: TaskCreate) -> TaskObject:
-        """Run one task of a batch: it waits where the engine is busy. Raises as `run`."""
+        """Run one task of a batch. It waits where the engine is busy or its owner asks too often. Raises as `run`."""
         async with self._batch_places:
             order = await self._order(owner_id, create)
-            return self._object(create, await self._runner.run(order, patient=True))
+            while True:
+                try:
+                    return self._object(create, await self._runner.run(order, patient=True))
+                except ApiError as error:
+                    if error.code != "rate_limit_exceeded":
+                        raise
+                    await asyncio.sleep(min(error.retry_after_s or LONGEST_PAUSE_S, LONGEST_PAUSE_S))
 
     async def stop(self) -> None:
         """End the batches. The engine has stopped already, so nothing new begins. Idempotent."""
