@@ -168,8 +168,9 @@ class Job:
     def finish(self, reason: FinishReason | None = None) -> None:
         """Give out the rest of the answers and the result."""
         if self.beams is not None:
+            # A finished beam may be the best so far, and a better one was cut short.
+            self._cut_short = None if self.beams.is_over else reason
             said = self._take_best(self.beams)
-            self._cut_short = None if self.is_over else reason
         else:
             said = [""] * len(self.answers)
         for index, answer in enumerate(self.answers):
