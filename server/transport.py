@@ -25,6 +25,8 @@ SLOW_CODE = 1013
 """To a websocket's client that did not read: one on which clients come back, to resume."""
 
 KERNEL_MARGIN_S = 30.0
+SEND_BUFFER_BYTES = 2**18
+"""Linux doubles it for its own use; left alone it grows to several MB for a peer that does not read."""
 
 
 class ConnectionConfig(uvicorn.Config):
@@ -36,8 +38,10 @@ class ConnectionConfig(uvicorn.Config):
 
 
 def watch_peers(listener: socket.socket, settings: ConnectionSettings) -> None:
-    """Let the kernel end connections whose peer has gone without a word: what was sent and never acknowledged ends them
-    (Linux: TCP_USER_TIMEOUT, inherited by the connections that the listener accepts)."""
+    """Bound what the kernel keeps for a peer that does not read, and let it end connections whose peer has gone without
+    a word: what was sent and never acknowledged ends them (Linux: TCP_USER_TIMEOUT). The connections that the listener
+    accepts inherit both."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         milliseconds = round(1000 * (settings.stalled_timeout_s + KERNEL_MARGIN_S))
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
@@ -48,6 +52,7 @@ class HttpConnection(H11Protocol):
 
     config: ConnectionConfig
     _deadline: asyncio.TimerHandle | None = None
+    _rest: asyncio.TimerHandle | None = None
     _stall: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -79,9 +84,12 @@ class HttpConnection(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.conn.their_state is h11.SEND_BODY and not self.transport.is_closing():
-            self._stop_deadline()
-            self._deadline = self.loop.call_later(CLOSING_S, self._too_late)
+        if self.transport.is_closing():
+            return
+        if self.conn.their_state is h11.SEND_BODY:
+            self._rest = self.loop.call_later(CLOSING_S, self._rest_too_late)
+        elif self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
+            self._deadline = self.loop.call_later(self.config.connections.handshake_timeout_s, self._too_late)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -96,6 +104,10 @@ class HttpConnection(H11Protocol):
     def _too_late(self) -> None:
         self.transport.abort()
 
+    def _rest_too_late(self) -> None:
+        if self.conn.their_state is h11.SEND_BODY:
+            self.transport.abort()
+
     def _stop_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
@@ -103,9 +115,9 @@ class HttpConnection(H11Protocol):
 
     def _stop_timers(self) -> None:
         self._stop_deadline()
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
+        for timer in (self._rest, self._stall):
+            if timer is not None:
+                timer.cancel()
 
 
 class WebsocketConnection(WebSocketsSansIOProtocol):
