@@ -16,6 +16,9 @@ class Counters:
     tokens_generated: int = 0
     images_encoded: int = 0
     encodes_saved: int = 0
+    features_read: int = 0
+    features_stored: int = 0
+    feature_disk_bytes_now: int = 0
     slot_bytes_now: int = 0
     parked_device_bytes_now: int = 0
     parked_host_bytes_now: int = 0

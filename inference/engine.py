@@ -12,19 +12,22 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from uuid import uuid4
 
 import torch
 
 from idefics_chat.conversation.images import decode_image
 from idefics_chat.conversation.prompt import Prompt, TextRun
-from idefics_chat.inference.errors import EngineBusy, EngineStopped, GenerationFailed, PromptTooLong
+from idefics_chat.inference.errors import EngineBusy, EngineStopped, GenerationFailed, ModelLoadError, PromptTooLong
 from idefics_chat.inference.families import family_of
 from idefics_chat.inference.family import EncodedImage, Family, PreparedImage
+from idefics_chat.inference.feature_files import FeatureFiles, FeatureStore
 from idefics_chat.inference.generation import LocalGeneration
 from idefics_chat.inference.job import Job
 from idefics_chat.inference.job_maker import JobMaker
 from idefics_chat.inference.loader import LoadedModel
+from idefics_chat.inference.model_fingerprint import features_fingerprint
 from idefics_chat.inference.prompt_encoder import EncodedPrompt, PromptEncoder
 from idefics_chat.inference.request_checks import check_request
 from idefics_chat.inference.requests import GenerationRequest, GenerationResult, ImageLoader, ModelInfo
@@ -41,10 +44,14 @@ FREE_SHARE = 0.7
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """What an engine may use: requests waiting beside those that run, and what the scheduler may use."""
+    """What an engine may use: requests waiting beside those that run, and what the scheduler may use. Where there is a
+    `feature_folder`, image features outlive the process there, in at most `feature_disk_bytes`; it must not be another
+    engine's at the same time."""
 
     max_waiting: int = 64
     scheduler: SchedulerLimits = field(default_factory=SchedulerLimits)
+    feature_folder: Path | None = None
+    feature_disk_bytes: int = 1024**3
 
 
 def create_engine(
@@ -91,7 +98,9 @@ class LocalEngine:
         self._encoder = PromptEncoder(facts, self._family.image_token, self._family.shared_boundary)
         self._jobs = JobMaker(loaded, family)
         self._image_tokens: OrderedDict[str, tuple[int, ...]] = OrderedDict()
-        self._scheduler = Scheduler(self._family, limits.scheduler, context)
+        self._stored = _feature_store(loaded, family, limits)
+        keep = None if self._stored is None else self._stored.keep
+        self._scheduler = Scheduler(self._family, limits.scheduler, context, keep_features=keep)
         self._arrived: list[Job] = []
         self._accepted = 0
         self._wake = threading.Condition()
@@ -106,7 +115,12 @@ class LocalEngine:
 
     def counters(self) -> dict[str, float]:
         """What the engine counted, by name; see `Counters`."""
-        return self._scheduler.counters.snapshot()
+        counters = self._scheduler.counters
+        if self._stored is not None:
+            files = self._stored.files
+            counters.features_read, counters.features_stored = files.read, files.stored
+            counters.feature_disk_bytes_now = files.used_bytes
+        return counters.snapshot()
 
     async def count_tokens(self, prompt: Prompt, load_image: ImageLoader | None = None) -> tuple[int, ...]:
         """Tokens of each run of the prompt, images included, in the order of `prompt.runs`.
@@ -157,6 +171,8 @@ class LocalEngine:
             self._stopping = True
             self._wake.notify_all()
         await asyncio.to_thread(self._thread.join)
+        if self._stored is not None:
+            await asyncio.to_thread(self._stored.files.close)
 
     # -- before a request is queued
 
@@ -202,32 +218,39 @@ class LocalEngine:
         generation = LocalGeneration(asyncio.get_running_loop(), self._notify)
         return self._jobs.make(request, prompt, images, generation, max_tokens, arrived_s, scored), generation
 
-    async def _prepared(self, prompt: Prompt, load: ImageLoader | None) -> dict[str, PreparedImage]:
-        """Make those images ready whose place in a prompt is not known yet."""
+    async def _prepared(self, prompt: Prompt, load: ImageLoader | None) -> dict[str, PreparedImage | EncodedImage]:
+        """Make those images ready, or read them from disk, whose place in a prompt is not known yet."""
         unknown = [digest for digest in dict.fromkeys(prompt.digests) if digest not in self._image_tokens]
         if not unknown or self._family.fixed_image_tokens is not None:
             return {}
-        if load is None:
-            raise ValueError("this model's images differ in length; counting one that was never seen needs its bytes")
-        return {digest: await self._prepare(digest, load) for digest in unknown}
+        return {digest: await self._made_ready(digest, load) for digest in unknown}
 
     async def _images(
-        self, request: GenerationRequest, prepared: dict[str, PreparedImage]
+        self, request: GenerationRequest, prepared: dict[str, PreparedImage | EncodedImage]
     ) -> dict[str, PreparedImage | EncodedImage]:
         """The prompt's images, encoded where they are known, else made ready for it."""
         images: dict[str, PreparedImage | EncodedImage] = {}
         for digest in dict.fromkeys(request.prompt.digests):
             known = self._scheduler.features_of(digest)
-            images[digest] = known or prepared.get(digest) or await self._prepare(digest, request.load_image)
+            images[digest] = known or prepared.get(digest) or await self._made_ready(digest, request.load_image)
         return images
 
-    async def _prepare(self, digest: str, load: ImageLoader) -> PreparedImage:
+    async def _made_ready(self, digest: str, load: ImageLoader | None) -> PreparedImage | EncodedImage:
+        """An image's features from disk if they are there, else its pixels from its bytes."""
+        if self._stored is not None and (found := await asyncio.to_thread(self._stored.find, digest)) is not None:
+            self._remember(digest, found[0])
+            return found[1]
+        if load is None:
+            raise ValueError("this model's images differ in length; counting one that was never seen needs its bytes")
         data = await load(digest)
         image = await asyncio.to_thread(lambda: self._family.prepare(decode_image(data)))
-        self._image_tokens[digest] = image.token_ids
+        self._remember(digest, image.token_ids)
+        return image
+
+    def _remember(self, digest: str, token_ids: tuple[int, ...]) -> None:
+        self._image_tokens[digest] = token_ids
         while len(self._image_tokens) > KNOWN_IMAGES:
             self._image_tokens.popitem(last=False)
-        return image
 
     async def _encode(self, prompt: Prompt) -> EncodedPrompt:
         fixed = self._family.fixed_image_tokens
@@ -260,3 +283,17 @@ class LocalEngine:
                 self._scheduler.submit(job)
             self._arrived.clear()
             return not self._stopping
+
+
+def _feature_store(loaded: LoadedModel, family: Family, limits: EngineLimits) -> FeatureStore | None:
+    """Raises ModelLoadError: the folder cannot be used."""
+    if limits.feature_folder is None:
+        return None
+    fingerprint = features_fingerprint(loaded)
+    try:
+        return FeatureStore(family, FeatureFiles(limits.feature_folder, limits.feature_disk_bytes, fingerprint))
+    except OSError as error:
+        raise ModelLoadError(
+            f"Image features cannot be kept in {limits.feature_folder} ({error.strerror}); choose a folder that can be "
+            "written, or keep none."
+        ) from error

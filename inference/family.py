@@ -1,7 +1,7 @@
 """What the engine asks of a model family: how images are prepared, placed and encoded, and how a step is run.
 
 Each family has a file of its own. A family knows its model's forward pass and nothing of requests, rows' owners or
-time. All but `prepare` is called from the engine's one thread.
+time. All but `prepare` and `restore` is called from the engine's one thread.
 """
 
 from collections.abc import Mapping, Sequence
@@ -69,6 +69,11 @@ class Family(Protocol):
 
     def encode(self, prepared: PreparedImage) -> EncodedImage:
         """Run the vision part on one image."""
+        ...
+
+    def restore(self, tensors: Sequence[Tensor]) -> EncodedImage | None:
+        """What `encode` gave once, back on the model's devices; None where it cannot have given that. May be called
+        from any thread."""
         ...
 
     def places(self, images: Sequence[str | None]) -> list[Place | None]:

@@ -61,6 +61,13 @@ class Idefics:
             features = inner.perceiver_resampler(features)
         return EncodedImage(tuple(projection.project(features[0]) for projection in self._projections))
 
+    def restore(self, tensors: Sequence[Tensor]) -> EncodedImage | None:
+        wanted = [(self._latents, projection.width) for projection in self._projections]
+        if [tuple(tensor.shape) for tensor in tensors] != wanted:
+            return None
+        placed = zip(tensors, self._projections, strict=True)
+        return EncodedImage(tuple(tensor.to(projection.device, self._model.dtype) for tensor, projection in placed))
+
     def places(self, images: Sequence[str | None]) -> list[Place | None]:
         """For each token the last image at or before it."""
         places: list[Place | None] = []

@@ -63,6 +63,12 @@ class InSequence:
         found = self._model.get_image_features(**inputs, return_dict=True).pooler_output
         return EncodedImage((torch.cat(list(found)),))
 
+    def restore(self, tensors: Sequence[Tensor]) -> EncodedImage | None:
+        width = self._embed.weight.shape[1]
+        if len(tensors) != 1 or tensors[0].dim() != 2 or tensors[0].shape[1] != width:
+            return None
+        return EncodedImage((tensors[0].to(self._model.device),))
+
     def places(self, images: Sequence[str | None]) -> list[Place | None]:
         """For each image token its image and a count: one image's rows in order, and on from there where the same
         image is shown again at once, so that the row is the rest of a division by their number."""

@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+KeepFeatures = Callable[[str, PreparedImage, EncodedImage], None]
+"""Takes what was made of an image, by digest, to keep it elsewhere; must not wait."""
+
 
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
@@ -48,11 +51,17 @@ class Scheduler:
     """Runs jobs on one model, all at once."""
 
     def __init__(
-        self, family: Family, limits: SchedulerLimits, max_tokens: int, clock: Callable[[], float] = time.monotonic
+        self,
+        family: Family,
+        limits: SchedulerLimits,
+        max_tokens: int,
+        clock: Callable[[], float] = time.monotonic,
+        keep_features: KeepFeatures | None = None,
     ) -> None:
         self._family = family
         self._limits = limits
         self._clock = clock
+        self._keep_features = keep_features
         self._max_tokens = max_tokens
         self._rows = self._new_rows()
         self._features: LruBytes[str, EncodedImage] = LruBytes(limits.feature_bytes, lambda image: image.nbytes)
@@ -87,6 +96,10 @@ class Scheduler:
 
     def submit(self, job: Job) -> None:
         """Queue a job; its sink will get exactly one result or error."""
+        for digest, image in job.encoded_images().items():
+            self.counters.encodes_saved += 1
+            if self._features.get(digest) is None:
+                self._features.put(digest, image)
         self._waiting.append(job)
 
     @torch.inference_mode()
@@ -231,6 +244,8 @@ class Scheduler:
                 job.images[digest] = encoded = self._family.encode(image)
                 self._features.put(digest, encoded)
                 self.counters.images_encoded += 1
+                if self._keep_features is not None:
+                    self._keep_features(digest, image, encoded)
                 return True
             job.images[digest] = known
             self.counters.encodes_saved += 1

@@ -332,6 +332,12 @@ def _conversation(turns: Sequence[Sequence[str] | str], instructions: str | None
 
 
 @pytest.fixture(scope="session")
+def talk_prompt() -> Callable[..., Prompt]:
+    """A prompt of questions (lists of texts and digests), in the layout of a model."""
+    return lambda loaded, turns: layout_named(loaded.layout)([_user(*turn) for turn in turns], None)
+
+
+@pytest.fixture(scope="session")
 def conversation() -> Callable[..., Prompt]:
     return _conversation
 

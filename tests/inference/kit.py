@@ -3,7 +3,7 @@
 Loaded by the conftest of this folder; there are no tests in it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from idefics_chat.inference.answer import Answer
 from idefics_chat.inference.beam_search import BeamSearch
 from idefics_chat.inference.errors import InferenceError
-from idefics_chat.inference.family import Family, PreparedImage
+from idefics_chat.inference.family import EncodedImage, Family, PreparedImage
 from idefics_chat.inference.job import Item, Job
 from idefics_chat.inference.loader import LoadedModel
 from idefics_chat.inference.prompt_encoder import EncodedPrompt
@@ -67,15 +67,23 @@ class Kit:
         image_id = self.loaded.facts.control_ids[self.family.image_token]
         return [(index, digest if index == image_id else None) for index in self.images[digest].token_ids]
 
-    def job(self, tokens: Sequence[Token], max_tokens: int, group: str | None = None, **sampling: Any) -> Job:
-        """A job for a prompt, with a listener that remembers."""
+    def job(
+        self,
+        tokens: Sequence[Token],
+        max_tokens: int,
+        group: str | None = None,
+        known: Mapping[str, EncodedImage] | None = None,
+        **sampling: Any,
+    ) -> Job:
+        """A job for a prompt, with a listener that remembers; `known` images are encoded already."""
+        ready: dict[str, Any] = {**self.images, **(known or {})}
         ids, images = tuple(token[0] for token in tokens), tuple(token[1] for token in tokens)
         params = SamplingParams(**sampling)
         backend = self.loaded.facts.backend
         return Job(
             prompt=EncodedPrompt(ids, images, (len(ids),)),
             places=self.family.places(images),
-            images={digest: self.images[digest] for digest in dict.fromkeys(images) if digest is not None},
+            images={digest: ready[digest] for digest in dict.fromkeys(images) if digest is not None},
             answers=[Answer(backend, self.loaded.end_ids, max_tokens) for _ in range(params.n)],
             samplers=[
                 Sampler(replace(params, seed=seed_of(params.seed, index)), ids, self.banned, (), self.loaded.end_ids)

@@ -1,6 +1,9 @@
 """The scheduler against a cold stock `generate`: whatever joins, leaves or is dropped, the tokens are the same."""
 
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +11,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from idefics_chat.inference.family import EncodedImage, PreparedImage
+from idefics_chat.inference.feature_files import FeatureFiles, FeatureStore, StoredFeatures
 from idefics_chat.inference.kv_slots import Chunk, DecodeStep, attention_mask, position_ids
 from idefics_chat.inference.scheduler import Scheduler, SchedulerLimits
 
@@ -60,10 +65,18 @@ class Conversations(RuleBasedStateMachine):
         parked_tokens=st.sampled_from([0, 60, 2000]),
         host_tokens=st.sampled_from([0, 80, 2000]),
         feature_bytes=st.sampled_from([0, 20_000, 10**9]),
+        disk_bytes=st.sampled_from([0, 2_000, 20_000, 10**9]),
         openings=st.lists(parts, min_size=2, max_size=4),
     )
     def start(
-        self, rows: int, prefill: int, parked_tokens: int, host_tokens: int, feature_bytes: int, openings: list[Any]
+        self,
+        rows: int,
+        prefill: int,
+        parked_tokens: int,
+        host_tokens: int,
+        feature_bytes: int,
+        disk_bytes: int,
+        openings: list[Any],
     ) -> None:
         token_bytes = self.kit.family.cache_shape.token_bytes
         limits = SchedulerLimits(
@@ -74,8 +87,41 @@ class Conversations(RuleBasedStateMachine):
             prefill_tokens=prefill,
         )
         self.limits = limits
-        self.scheduler = Scheduler(self.kit.family, limits, CONTEXT)
+        self.folder = Path(tempfile.mkdtemp(prefix="idefics-chat-test-"))
+        self.disk_bytes = disk_bytes
+        self.start_up()
         self.conversations = [self.pieces(parts) for parts in openings]
+
+    def start_up(self) -> None:
+        self.files = FeatureFiles(self.folder, self.disk_bytes, "the kit's model")
+        self.store = FeatureStore(self.kit.family, self.files)
+        self.scheduler = Scheduler(self.kit.family, self.limits, CONTEXT, keep_features=self.keep)
+
+    def keep(self, digest: str, prepared: PreparedImage, encoded: EncodedImage) -> None:
+        self.files.put(digest, StoredFeatures(prepared.token_ids, encoded.tensors))
+
+    def finish(self) -> None:
+        for _ in range(10_000):
+            if self.scheduler.is_idle:
+                break
+            self.scheduler.step()
+        self.settle()
+        assert not self.running, "a request was never ended"
+
+    @rule()
+    def restart(self) -> None:
+        """Everything is forgotten but what lies on disk."""
+        self.finish()
+        self.files.close()
+        self.start_up()
+
+    @rule(which=st.integers(0, 9), place=st.integers(0, 10**6))
+    def damage_a_file(self, which: int, place: int) -> None:
+        if paths := sorted(self.folder.iterdir()):
+            path = paths[which % len(paths)]
+            data = bytearray(path.read_bytes())
+            data[place % len(data)] ^= 1
+            path.write_bytes(data)
 
     def pieces(self, parts: list[Any]) -> list[list[Any]]:
         return [self.kit.image(part) if isinstance(part, str) else self.kit.text(part) for part in parts]
@@ -102,11 +148,15 @@ class Conversations(RuleBasedStateMachine):
             conversation = [*self.conversations[index], *self.pieces(new)]
             tokens = flat(conversation)
             if len(self.running) < 8 and self.fits(tokens, count, options):
-                job = self.kit.job(tokens, count, group, **options)
+                job = self.kit.job(tokens, count, group, self.stored_images(), **options)
                 self.conversations[index] = conversation
                 self.running.append((job, tokens, count, options, index))
                 self.scheduler.submit(job)
         self.step(steps)
+
+    def stored_images(self) -> dict[str, EncodedImage]:
+        found = {digest: self.store.find(digest) for digest in DIGESTS}
+        return {digest: stored[1] for digest, stored in found.items() if stored is not None}
 
     def fits(self, tokens: list[Any], count: int, options: dict[str, Any]) -> bool:
         """Whether an engine would take the request: what could never run is refused before it gets here."""
@@ -164,16 +214,14 @@ class Conversations(RuleBasedStateMachine):
     def books_balance(self) -> None:
         if hasattr(self, "scheduler"):
             self.scheduler.check()
+            on_disk = sum(path.stat().st_size for path in self.folder.iterdir())
+            assert on_disk == self.files.used_bytes <= self.disk_bytes
 
     def teardown(self) -> None:
-        if not hasattr(self, "scheduler"):
-            return
-        for _ in range(10_000):
-            if self.scheduler.is_idle:
-                break
-            self.scheduler.step()
-        self.settle()
-        assert not self.running, "a request was never ended"
+        if hasattr(self, "scheduler"):
+            self.finish()
+            self.files.close()
+            shutil.rmtree(self.folder)
 
 
 def explore(kit: Any, examples: int = 15) -> None:
