@@ -24,7 +24,7 @@ from pathlib import Path
 
 from idefics_chat.conversation.messages import ImagePart, Message, TextPart, TokenRecord
 from idefics_chat.storage import tree, turns
-from idefics_chat.storage.search import segmented
+from idefics_chat.storage.search_terms import segmented
 from idefics_chat.storage.store import Store
 from idefics_chat.storage.values import Event, FinishedResponse, NewResponse, Owner, StoredImage
 

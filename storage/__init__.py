@@ -16,7 +16,7 @@
 
     reads.py       statements that read; rows.py turns rows into values and back
     listing.py     lists in pages
-    search.py      search over the text of messages
+    search_terms.py what a search asks for, and how texts are cut into words
     tree.py        where a message stands: depth, and jumps that find any ancestor in few steps
 
     archive.py     the format of exports, and how a stranger's is checked; exporting.py, importing.py
@@ -24,7 +24,7 @@
     maintenance.py backup, restore, vacuum, statistics of a file; verify.py proves that one holds together
 
     models.py      the tables; migrations/ makes and changes them, schema.py runs it
-    dialect.py     what only SQLite has: pragmas, upserts, what its error codes mean; prepared.py runs small statements
+    dialect/       what differs between kinds of databases, SQLite's so far; prepared.py runs small statements
     values.py, errors.py
 
 It knows nothing of the model, of prompts or of the wire.

@@ -10,13 +10,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from idefics_chat.conversation.messages import Message
-from idefics_chat.storage.dialect import insert_or_ignore
 from idefics_chat.storage.errors import ImageNotFound
-from idefics_chat.storage.models import Base, ImageRecord, OwnerImageRecord
+from idefics_chat.storage.models import ImageDataRecord, ImageRecord, OwnerImageRecord
 from idefics_chat.storage.prepared import Prepared
 from idefics_chat.storage.values import StoredImage
-
-_TABLES = Base.metadata.tables
 
 USES = Prepared(
     select(OwnerImageRecord.uses).where(
@@ -25,8 +22,8 @@ USES = Prepared(
 )
 ANY_USE = Prepared(select(OwnerImageRecord.uses).where(OwnerImageRecord.digest == bindparam("digest")).limit(1))
 _SIZE = Prepared(select(ImageRecord.size_bytes).where(ImageRecord.digest == bindparam("digest")))
-_ADD_IMAGE = Prepared(insert_or_ignore(_TABLES["images"]))
-_ADD_IMAGE_DATA = Prepared(insert_or_ignore(_TABLES["image_data"]))
+_ADD_IMAGE = Prepared(insert(ImageRecord))
+_ADD_IMAGE_DATA = Prepared(insert(ImageDataRecord))
 _ADD_USES = Prepared(insert(OwnerImageRecord))
 _SET_USES = Prepared(
     update(OwnerImageRecord)
@@ -88,6 +85,8 @@ def end_uses(connection: Connection, owner_id: str, uses: Mapping[str, int]) -> 
 
 
 def _add_image(connection: Connection, image: StoredImage, created_at: float) -> None:
+    if _SIZE.one(connection, {"digest": image.digest}) is not None:
+        return
     about = {
         "digest": image.digest,
         "media_type": image.media_type,
@@ -96,8 +95,8 @@ def _add_image(connection: Connection, image: StoredImage, created_at: float) ->
         "size_bytes": len(image.data),
         "created_at": created_at,
     }
-    if _ADD_IMAGE.run(connection, about):
-        _ADD_IMAGE_DATA.run(connection, {"digest": image.digest, "data": image.data})
+    _ADD_IMAGE.run(connection, about)
+    _ADD_IMAGE_DATA.run(connection, {"digest": image.digest, "data": image.data})
 
 
 def _use_images(connection: Connection, owner_id: str, uses: Mapping[str, int], sent: Collection[str]) -> int:

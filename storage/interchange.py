@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from idefics_chat.conversation.images import ImageLimits
-from idefics_chat.storage import dialect, exporting, importing, listing, reads, turns
+from idefics_chat.storage import exporting, importing, listing, reads, turns
 from idefics_chat.storage.archive import ArchiveLimits, read_archive
 from idefics_chat.storage.importing import Imported
 from idefics_chat.storage.openai_messages import from_openai, to_openai
@@ -31,7 +31,7 @@ class Interchange(OpenedDatabase):
         """
 
         def export() -> int:
-            with dialect.told(), dialect.snapshot(self._url) as connection:
+            with self._dialect.told(), self._dialect.snapshot(self._url) as connection:
                 return exporting.export_archive(connection, owner_id, target, conversation_ids, progress)
 
         return await asyncio.to_thread(export)

@@ -6,7 +6,7 @@ And what the server does in the background: purging what was deleted long ago, r
 from collections.abc import Mapping
 
 from idefics_chat.conversation.messages import Message
-from idefics_chat.storage import deletion, dialect, files, lifecycle, listing, quotas, search
+from idefics_chat.storage import deletion, files, lifecycle, listing, quotas, rows, search_terms
 from idefics_chat.storage.interchange import Interchange
 from idefics_chat.storage.listing import Order, State
 from idefics_chat.storage.values import (
@@ -73,9 +73,16 @@ class Library(Interchange):
             return await listing.tree(connection, owner_id, conversation_id, _size(limit), after)
 
     async def search(self, owner_id: str, query: str, *, limit: int = PAGE, offset: int = 0) -> list[Hit]:
-        """The owner's messages that hold what `query` asks for, the best first. See search.py for queries."""
+        """The owner's messages that hold what `query` asks for, the best first; none for a query without words.
+
+        See search_terms.py for queries.
+        """
+        terms = search_terms.terms_of(query)
+        if not terms:
+            return []
         async with self._read() as connection:
-            return await search.search(connection, owner_id, query, _size(limit), max(offset, 0))
+            found = await self._dialect.search(connection, owner_id, terms, _size(limit), max(offset, 0))
+        return [rows.read_hit(row) for row in found]
 
     # changes
 
@@ -136,7 +143,7 @@ class Library(Interchange):
         Raises ResponseNotFound, and ConversationBusy while it is running.
         """
         await self._write(deletion.delete_response, owner_id, response_id)
-        await self._writer.apart(dialect.empty_log)
+        await self._writer.apart(self._dialect.overwrite_removed)
 
     async def remove_old_logs(self, before: float) -> int:
         """Remove the event logs of responses that ended before then; how many. Messages and responses stay."""
@@ -181,7 +188,7 @@ class Library(Interchange):
     async def delete_file(self, owner_id: str, file_id: str) -> None:
         """Delete a file for good; its bytes stay as long as a message shows them. Raises StoredFileNotFound."""
         await self._write(files.delete_file, owner_id, file_id, self._clock())
-        await self._writer.apart(dialect.empty_log)
+        await self._writer.apart(self._dialect.overwrite_removed)
 
     async def remove_expired_files(self, now: float) -> int:
         """Remove the files, of every owner, that are past their time then; how many."""
@@ -203,10 +210,10 @@ class Library(Interchange):
 
     async def _overwrite(self) -> None:
         """Take what was removed out of the search's index and out of the write-ahead log too."""
-        more = await self._write(search.forget_removed, True)
+        more = await self._write(self._dialect.forget_removed, True)
         while more:
-            more = await self._write(search.forget_removed, False)
-        await self._writer.apart(dialect.empty_log)
+            more = await self._write(self._dialect.forget_removed, False)
+        await self._writer.apart(self._dialect.overwrite_removed)
 
 
 def _size(limit: int) -> int:

@@ -5,17 +5,18 @@ how many pages of how many are done.
 """
 
 import os
-import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from idefics_chat.storage import dialect, schema
-from idefics_chat.storage.errors import DatabaseUnavailable
+from sqlalchemy import Connection, FromClause, func, select, text
 
-Progress = Callable[[int, int], None]
-PAGES_A_STEP = 1_024
+from idefics_chat.storage import schema
+from idefics_chat.storage.dialect import Dialect, database_url, dialect_of
+from idefics_chat.storage.dialect.interface import Progress
+from idefics_chat.storage.errors import DatabaseUnavailable
+from idefics_chat.storage.models import Base, ImageRecord
 
 COUNTED = ("owners", "conversations", "messages", "images", "files", "responses", "response_events")
 
@@ -41,9 +42,9 @@ def backup(source: Path, target: Path, progress: Progress | None = None) -> None
     if target.exists():
         raise DatabaseUnavailable(f"There is already a file {target}; give another name for the backup.")
     partial = target.with_name(f"{target.name}.partial")
-    with _told(), _removed_after(partial):
-        _copy(source, partial, progress)
-        _check_copy(partial)
+    with _told(target) as dialect, _removed_after(partial):
+        dialect.copy(source, partial, progress)
+        dialect.check_copy(partial)
         _flush(partial)
         partial.rename(target)
         _flush(target.parent)
@@ -56,10 +57,10 @@ def restore(backup_file: Path, target: Path, progress: Progress | None = None) -
     kept as NAME.before-restore. Raises DatabaseUnavailable when the backup is not whole or the database is in use.
     """
     partial = target.with_name(f"{target.name}.partial")
-    with _told(), _removed_after(partial):
-        _require_unused(target)
-        _copy(backup_file, partial, progress)
-        _check_copy(partial)
+    with _told(target) as dialect, _removed_after(partial):
+        dialect.require_unused(target)
+        dialect.copy(backup_file, partial, progress)
+        dialect.check_copy(partial)
         _flush(partial)
         if target.exists():
             target.replace(target.with_name(f"{target.name}.before-restore"))
@@ -67,32 +68,25 @@ def restore(backup_file: Path, target: Path, progress: Progress | None = None) -
         _flush(target.parent)
 
 
-def vacuum(file: Path) -> int:
+def vacuum(file: Path, tick: Callable[[], None] | None = None) -> int:
     """Give the space of what was deleted back to the disk; how many bytes. It needs as much room again meanwhile.
 
-    Raises DatabaseUnavailable.
+    `tick` is called again and again while it goes on: how far it is, a database does not say. Raises
+    DatabaseUnavailable.
     """
-    with _told(), closing(_connect(file)) as connection:
-        _empty_log(connection)
-        before = file.stat().st_size
-        connection.execute("VACUUM")
-        _empty_log(connection)
-        return before - file.stat().st_size
+    with _told(file) as dialect:
+        return dialect.vacuum(file, tick)
 
 
 def stats(file: Path) -> Stats:
     """How much the database holds. Raises DatabaseUnavailable."""
-    log = file.with_name(f"{file.name}-wal")
-    with _told(), closing(_connect(file)) as connection:
-        rows = {name: _one(connection, f"SELECT count(*) FROM {name}") for name in COUNTED}
-        return Stats(
-            revision=str(connection.execute("SELECT version_num FROM alembic_version").fetchone()[0]),
-            rows=rows,
-            image_bytes=_one(connection, "SELECT coalesce(sum(size_bytes), 0) FROM images"),
-            file_bytes=file.stat().st_size,
-            log_bytes=log.stat().st_size if log.exists() else 0,
-            unused_bytes=_one(connection, "PRAGMA freelist_count") * _one(connection, "PRAGMA page_size"),
-        )
+    with _told(file) as dialect:
+        sizes = dialect.sizes(file)
+        with dialect.snapshot(database_url(str(file))) as connection:
+            rows = {name: _count(connection, Base.metadata.tables[name]) for name in COUNTED}
+            image_bytes = connection.execute(select(func.coalesce(func.sum(ImageRecord.size_bytes), 0))).scalar_one()
+            revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one()
+        return Stats(revision, rows, image_bytes, sizes.file, sizes.log, sizes.unused)
 
 
 def upgrade(url_or_path: str) -> str:
@@ -100,69 +94,18 @@ def upgrade(url_or_path: str) -> str:
 
     Raises DatabaseTooNew, UnknownRevision, DatabaseUnavailable.
     """
-    engine = dialect.write_engine(dialect.database_url(url_or_path))
+    url = database_url(url_or_path)
+    engine = dialect_of(url).write_engine(url)
     try:
-        with _told():
+        with dialect_of(url).told():
             schema.upgrade(engine)
     finally:
         engine.dispose()
     return schema.revisions()[-1]
 
 
-def _connect(file: Path) -> sqlite3.Connection:
-    if not file.is_file():
-        raise DatabaseUnavailable(f"There is no database file {file}; give the path of one.")
-    connection = sqlite3.connect(file, isolation_level=None)
-    connection.execute(f"PRAGMA busy_timeout={dialect.BUSY_TIMEOUT_MS}")
-    connection.execute("PRAGMA secure_delete=ON")
-    return connection
-
-
-def _copy(source: Path, target: Path, progress: Progress | None) -> None:
-    """A transaction is held open on the source, so that a write there does not make the copy begin again."""
-    target.unlink(missing_ok=True)
-
-    def tell(_status: int, remaining: int, total: int) -> None:
-        if progress is not None:
-            progress(total - remaining, total)
-
-    with closing(_connect(source)) as reading, closing(sqlite3.connect(target, isolation_level=None)) as writing:
-        reading.execute("BEGIN")
-        reading.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        reading.backup(writing, pages=PAGES_A_STEP, progress=tell)
-        reading.execute("ROLLBACK")
-
-
-def _check_copy(file: Path) -> None:
-    with closing(sqlite3.connect(f"file:{_uri(file)}?mode=ro&immutable=1", uri=True)) as connection:
-        found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
-        named = connection.execute("SELECT name FROM sqlite_master WHERE name = 'alembic_version'").fetchone()
-    if found != "ok":
-        raise DatabaseUnavailable(f"The copy is damaged ({found}); use another backup.")
-    if named is None:
-        raise DatabaseUnavailable("The file holds no conversations of ours; give a backup that this program made.")
-
-
-def _require_unused(file: Path) -> None:
-    """Raises DatabaseUnavailable when another process or thread has the database open."""
-    if not file.exists():
-        return
-    with closing(sqlite3.connect(file, isolation_level=None, timeout=0)) as connection:
-        try:
-            connection.execute("PRAGMA locking_mode=EXCLUSIVE")
-            connection.execute("BEGIN EXCLUSIVE")
-            connection.execute("ROLLBACK")
-            _empty_log(connection)
-        except sqlite3.OperationalError as error:
-            raise DatabaseUnavailable("The database is in use; stop the server, then restore.") from error
-        except sqlite3.DatabaseError:
-            pass  # damaged: that is what a backup is restored for
-    for suffix in ("-wal", "-shm"):
-        file.with_name(file.name + suffix).unlink(missing_ok=True)
-
-
-def _empty_log(connection: sqlite3.Connection) -> None:
-    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+def _count(connection: Connection, counted: FromClause) -> int:
+    return int(connection.execute(select(func.count()).select_from(counted)).scalar_one())
 
 
 def _flush(path: Path) -> None:
@@ -171,14 +114,6 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _uri(file: Path) -> str:
-    return str(file).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-
-
-def _one(connection: sqlite3.Connection, statement: str) -> int:
-    return int(connection.execute(statement).fetchone()[0])
 
 
 @contextmanager
@@ -190,9 +125,11 @@ def _removed_after(file: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _told(file: Path) -> Iterator[Dialect]:
+    """The dialect of a database file, whose errors, and those of the disk, are told as ours."""
+    dialect = dialect_of(database_url(str(file)))
     with dialect.told():
         try:
-            yield
+            yield dialect
         except OSError as error:
             raise DatabaseUnavailable(f"The file could not be used: {error.strerror} ({error.filename}).") from error

@@ -6,11 +6,12 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Self, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from idefics_chat.storage import dialect, schema, search
+from idefics_chat.storage import schema
+from idefics_chat.storage.dialect import database_url, dialect_of
 from idefics_chat.storage.errors import DatabaseUnavailable
 from idefics_chat.storage.writer import Writer
 
@@ -25,8 +26,9 @@ class OpenedDatabase:
         self._clock = clock
         self._url = url
         self._closed = False
-        self._readers = dialect.read_engine(url)
-        self._writer = Writer(dialect.write_engine(url), before_commit=search.index_new)
+        self._dialect = dialect_of(url)
+        self._readers = self._dialect.read_engine(url)
+        self._writer = Writer(self._dialect.write_engine(url), before_commit=self._dialect.index_new)
 
     @classmethod
     async def open(cls, url_or_path: str, *, clock: Clock = time.time) -> Self:
@@ -34,9 +36,9 @@ class OpenedDatabase:
 
         Raises DatabaseTooNew, UnknownRevision and DatabaseUnavailable.
         """
-        opened = cls(dialect.database_url(url_or_path), clock)
+        opened = cls(database_url(url_or_path), clock)
         try:
-            with dialect.told():
+            with opened._dialect.told():
                 await opened._writer.apart(schema.upgrade)
         except BaseException:
             await opened.close()
@@ -62,7 +64,7 @@ class OpenedDatabase:
     async def _read(self) -> AsyncIterator[AsyncConnection]:
         if self._closed:
             raise DatabaseUnavailable("The database is closed; start the server again.")
-        with dialect.told():
+        with self._dialect.told():
             async with self._readers.connect() as connection:
                 yield connection
 
@@ -72,4 +74,4 @@ def _with_connection_first(unit: Callable[..., T], arguments: tuple[object, ...]
 
 
 def _touch(connection: Connection) -> None:
-    connection.exec_driver_sql("PRAGMA user_version=0")
+    connection.execute(text("UPDATE alembic_version SET version_num = version_num"))

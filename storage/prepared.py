@@ -1,24 +1,24 @@
 """Statements that are compiled once and run on the driver's own cursor.
 
-SQLAlchemy's execution costs more than a small SQLite statement itself does, and a turn is some twenty of them: 64
-writers got 424 turns a second through `Connection.execute` and 1,400 so, on the same machine minutes later. The
-statements stay SQLAlchemy's, so that another database only needs another dialect here; values must be plain ones (str,
-int, float, bytes, None).
+SQLAlchemy's execution costs more than a small statement itself does, and a turn is some twenty of them: 64 writers got
+424 turns a second through `Connection.execute` and 1,400 so, on the same machine minutes later. The statements stay
+SQLAlchemy's, and are compiled for whatever database the connection is to; its driver must bind values by their place.
+Values must be plain ones (str, int, float, bytes, None).
 """
 
-import sqlite3
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, cast
 
 from sqlalchemy import Connection, SelectBase, UpdateBase
-from sqlalchemy.dialects import sqlite
-
-from idefics_chat.storage.dialect import driver
+from sqlalchemy.engine import Dialect
 
 Parameters = Mapping[str, object]
-ConstraintError = sqlite3.IntegrityError
+
+
+class ConstraintError(Exception):
+    """What was to be written would break a constraint of the schema."""
 
 
 class Prepared:
@@ -26,30 +26,55 @@ class Prepared:
 
     def __init__(self, statement: SelectBase | UpdateBase, columns: Sequence[str] | None = None) -> None:
         self.statement: Any = statement
-        compiled = statement.compile(dialect=sqlite.dialect(paramstyle="qmark"), column_keys=columns)
-        self.sql = str(compiled)
-        fixed = {name: value for name, value in compiled.params.items() if value is not None}
-        self._values = _values_getter(compiled.positiontup or (), fixed)
+        self._columns = columns
+        self._dialect: Dialect | None = None
         names = statement.selected_columns.keys() if isinstance(statement, SelectBase) else []
         self._make_row = _row_maker(names)
 
     def one(self, connection: Connection, parameters: Parameters) -> Any:
         """The first row found, None when there is none."""
-        found = driver(connection).execute(self.sql, self._values(parameters)).fetchone()
+        found = self._execute(connection, parameters).fetchone()
         return None if found is None else self._make_row(found)
 
     def all(self, connection: Connection, parameters: Parameters) -> list[Any]:
         """All rows found."""
-        found = driver(connection).execute(self.sql, self._values(parameters))
-        return [self._make_row(row) for row in found.fetchall()]
+        return [self._make_row(row) for row in self._execute(connection, parameters).fetchall()]
 
     def run(self, connection: Connection, parameters: Parameters) -> int:
-        """The number of rows written."""
-        return driver(connection).execute(self.sql, self._values(parameters)).rowcount
+        """The number of rows written. Raises ConstraintError."""
+        return int(self._execute(connection, parameters).rowcount)
 
     def run_each(self, connection: Connection, parameters: Sequence[Parameters]) -> None:
-        """Write once for each of `parameters`."""
-        driver(connection).executemany(self.sql, map(self._values, parameters))
+        """Write once for each of `parameters`. Raises ConstraintError."""
+        if self._dialect is not connection.dialect:
+            self._compile(connection.dialect)
+        cursor = _driver(connection).cursor()
+        try:
+            cursor.executemany(self._sql, [self._values(one) for one in parameters])
+        except self._broken as error:
+            raise ConstraintError(str(error)) from error
+
+    def _execute(self, connection: Connection, parameters: Parameters) -> Any:
+        if self._dialect is not connection.dialect:
+            self._compile(connection.dialect)
+        cursor = _driver(connection).cursor()
+        try:
+            cursor.execute(self._sql, self._values(parameters))
+        except self._broken as error:
+            raise ConstraintError(str(error)) from error
+        return cursor
+
+    def _compile(self, dialect: Dialect) -> None:
+        compiled = self.statement.compile(dialect=dialect, column_keys=self._columns)
+        self._sql = str(compiled)
+        fixed = {name: value for name, value in compiled.params.items() if value is not None}
+        self._values = _values_getter(compiled.positiontup or (), fixed)
+        self._broken: Any = dialect.loaded_dbapi.IntegrityError
+        self._dialect = dialect
+
+
+def _driver(connection: Connection) -> Any:
+    return connection.connection.dbapi_connection
 
 
 def _values_getter(names: Sequence[str], fixed: Parameters) -> Callable[[Parameters], Sequence[object]]:

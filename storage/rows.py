@@ -8,8 +8,18 @@ from typing import Any, cast
 
 from idefics_chat.conversation.messages import ImagePart, Message, Part, Role, Status, TextPart, TokenRecord
 from idefics_chat.storage.errors import IdempotencyConflict
+from idefics_chat.storage.search_terms import unmarked
 from idefics_chat.storage.tree import Place
-from idefics_chat.storage.values import Conversation, Event, JsonObject, Key, NewResponse, ResponseRow, ResponseStatus
+from idefics_chat.storage.values import (
+    Conversation,
+    Event,
+    Hit,
+    JsonObject,
+    Key,
+    NewResponse,
+    ResponseRow,
+    ResponseStatus,
+)
 
 TOKEN_ID_BYTES = 4
 FINISH_COLUMNS = ("status", "answered", "completed_at", "usage", "error", "incomplete_reason")
@@ -211,6 +221,11 @@ def read_conversation(row: Any) -> Conversation:
         archived_at=row.archived_at,
         deleted_at=row.deleted_at,
     )
+
+
+def read_hit(row: Any) -> Hit:
+    """What a search found, from its row, with the marks in its snippet as places."""
+    return Hit(row.conversation_id, row.id, row.role, row.created_at, *unmarked(row.snippet))
 
 
 def read_key(row: Any) -> Key:

@@ -11,6 +11,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, inspect
 
+from idefics_chat.storage.dialect import dialect_of
 from idefics_chat.storage.errors import DatabaseTooNew, UnknownRevision
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -35,17 +36,10 @@ def upgrade(engine: Engine, target: str = "head") -> None:
     Foreign keys are off meanwhile, as rebuilt tables need, and are checked before the commit. Raises DatabaseTooNew
     and UnknownRevision and then changes nothing.
     """
-    with engine.connect() as connection:
-        connection.exec_driver_sql("SELECT 1")  # the driver's connection is open from here on
-        driver = connection.connection.dbapi_connection
-        connection.rollback()
-        assert driver is not None
-        driver.execute("PRAGMA foreign_keys=OFF")
-        try:
-            with connection.begin():
-                _upgrade_within(connection, target)
-        finally:
-            driver.execute("PRAGMA foreign_keys=ON")
+    dialect = dialect_of(engine.url)
+    with engine.connect() as connection, dialect.rebuilding(connection), connection.begin():
+        if _upgrade_within(connection, target) and (broken := dialect.dangling(connection.connection.dbapi_connection)):
+            raise UnknownRevision(f"{len(broken)} rows that refer to missing ones")
 
 
 def current_revision(connection: Connection) -> str | None:
@@ -65,13 +59,12 @@ def current_revision(connection: Connection) -> str | None:
     raise UnknownRevision(f"the revision {revision!r}")
 
 
-def _upgrade_within(connection: Connection, target: str) -> None:
+def _upgrade_within(connection: Connection, target: str) -> bool:
+    """Whether there was anything to do."""
     goal = revisions()[-1] if target == "head" else target
     if current_revision(connection) == goal:
-        return
+        return False
     config = alembic_config()
     config.attributes["connection"] = connection
     command.upgrade(config, target)
-    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
-    if broken:
-        raise UnknownRevision(f"{len(broken)} rows that refer to missing ones")
+    return True

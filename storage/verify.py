@@ -1,20 +1,18 @@
 """Proof that a database holds together: what the schema cannot say of itself.
 
 Every check reads rows as they lie in the file, on a connection that cannot write, and yields a sentence for each thing
-that is wrong; none means that all is well. It looks at: SQLite's own checks, image bytes against their hashes, the
-messages' tree, conversations' tips, responses and their logs, what is counted, and the table for searching.
+that is wrong; none means that all is well. It looks at: the database's own checks, image bytes against their hashes,
+the messages' tree, conversations' tips, responses and their logs, what is counted, and the table for searching.
 """
 
 import hashlib
 import json
-import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from idefics_chat.storage import dialect
-from idefics_chat.storage.errors import DatabaseUnavailable
+from idefics_chat.storage.dialect import Dialect, database_url, dialect_of
 
 Progress = Callable[[str, int, int], None]
 SHOWN = 5
@@ -64,10 +62,6 @@ _RULES = {
             OR u.image_bytes <> (SELECT coalesce(sum(i.size_bytes), 0) FROM owner_images o
                                    JOIN images i ON i.digest = o.digest WHERE o.owner_id = u.owner_id)""",
     "owners without a count of their usage": "SELECT id FROM owners WHERE id NOT IN (SELECT owner_id FROM owner_usage)",
-    "texts that cannot be searched for": """
-        SELECT id FROM message_parts WHERE text <> '' AND id NOT IN (SELECT rowid FROM message_search)""",
-    "entries for searching whose text is gone": """
-        SELECT rowid FROM message_search WHERE rowid NOT IN (SELECT id FROM message_parts WHERE text <> '')""",
 }
 
 
@@ -90,37 +84,34 @@ def verify(file: Path, progress: Progress | None = None) -> Report:
     `progress` is told the name of what is checked, and how much of how much is done. Blocks. Raises
     DatabaseUnavailable when the file cannot be read at all, and not for damage: that is reported.
     """
-    if not file.is_file():
-        raise DatabaseUnavailable(f"There is no database file {file}; give the path of one.")
-    with dialect.told(), closing(sqlite3.connect(file, isolation_level=None)) as connection:
-        connection.execute(f"PRAGMA busy_timeout={dialect.BUSY_TIMEOUT_MS}")
-        connection.execute("PRAGMA query_only=ON")
-        connection.execute("BEGIN")
+    dialect = dialect_of(database_url(str(file)))
+    with dialect.told(), dialect.checking(file) as connection:
         try:
-            problems = [*_sqlites_own(connection, progress), *_rules(connection, progress)]
+            problems = [*_of_the_file(dialect, connection, progress), *_rules(dialect, connection, progress)]
             images = list(_images(connection, progress))
-        except sqlite3.DatabaseError as error:
+        except Exception as error:
+            if not dialect.is_damage(error):
+                raise
             return Report((f"The file is damaged: {error}.",), 0)
         return Report((*problems, *(problem for problem in images if problem)), len(images))
 
 
-def _sqlites_own(connection: sqlite3.Connection, progress: Progress | None) -> Iterator[str]:
+def _of_the_file(dialect: Dialect, connection: Any, progress: Progress | None) -> Iterator[str]:
     _tell(progress, "the file", 0, 2)
-    for (found,) in connection.execute("PRAGMA integrity_check(20)"):
-        if found != "ok":
-            yield f"SQLite says: {found}."
+    yield from dialect.damage(connection)
     _tell(progress, "references", 1, 2)
-    yield from _summed("rows that refer to missing ones", connection.execute("PRAGMA foreign_key_check").fetchall())
+    yield from _summed("rows that refer to missing ones", dialect.dangling(connection))
 
 
-def _rules(connection: sqlite3.Connection, progress: Progress | None) -> Iterator[str]:
-    for number, (what, statement) in enumerate(_RULES.items()):
-        _tell(progress, "rules", number, len(_RULES))
+def _rules(dialect: Dialect, connection: Any, progress: Progress | None) -> Iterator[str]:
+    rules = _RULES | dialect.search_faults()
+    for number, (what, statement) in enumerate(rules.items()):
+        _tell(progress, "rules", number, len(rules))
         yield from _summed(what, connection.execute(statement).fetchall())
     yield from _summed("responses whose JSON cannot be read", list(_unreadable(connection)))
 
 
-def _unreadable(connection: sqlite3.Connection) -> Iterator[tuple[str]]:
+def _unreadable(connection: Any) -> Iterator[tuple[str]]:
     for response_id, *texts in connection.execute("SELECT id, input_ids, request, usage, error FROM responses"):
         try:
             for text in texts:
@@ -129,7 +120,7 @@ def _unreadable(connection: sqlite3.Connection) -> Iterator[tuple[str]]:
             yield (response_id,)
 
 
-def _images(connection: sqlite3.Connection, progress: Progress | None) -> Iterator[str | None]:
+def _images(connection: Any, progress: Progress | None) -> Iterator[str | None]:
     """For each image what is wrong with it."""
     total = int(connection.execute("SELECT count(*) FROM images").fetchone()[0])
     statement = "SELECT i.digest, i.size_bytes, d.data FROM images i JOIN image_data d ON d.digest = i.digest"
@@ -139,7 +130,7 @@ def _images(connection: sqlite3.Connection, progress: Progress | None) -> Iterat
         yield None if whole else f"The bytes of image {digest} are not those that were stored."
 
 
-def _summed(what: str, found: list[tuple[object, ...]]) -> Iterator[str]:
+def _summed(what: str, found: Sequence[Sequence[object]]) -> Iterator[str]:
     if found:
         named = ", ".join(str(row[0]) for row in found[:SHOWN])
         yield f"There are {len(found)} {what}: {named}{', ...' if len(found) > SHOWN else ''}."

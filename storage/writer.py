@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
 
-from idefics_chat.storage.dialect import driver, meaning
+from idefics_chat.storage.dialect import Dialect, dialect_of
 from idefics_chat.storage.errors import DatabaseUnavailable, StorageError
 
 T = TypeVar("T")
@@ -139,57 +139,58 @@ def commit_together(
     Savepoints cost a copy of every page written, so they are used only when a unit turns out to need one: then all is
     rolled back and every unit is run a second time, with `before_commit` after each.
     """
+    dialect = dialect_of(engine.url)
     try:
         with contextlib.suppress(_Untidy):
-            return _quickly(engine, units, before_commit)
+            return _quickly(engine, dialect, units, before_commit)
         with engine.begin() as connection:
-            return [_attempt_in_savepoint(connection, unit, before_commit) for unit in units]
+            return [_attempt_in_savepoint(connection, dialect, unit, before_commit) for unit in units]
     except Exception as error:  # noqa: BLE001 (whatever it was, every caller is told)
-        return [_failed(error) for _ in units]
+        return [_failed(dialect, error) for _ in units]
 
 
-def _quickly(engine: Engine, units: Sequence[Unit[Any]], before_commit: Unit[None]) -> list[Outcome]:
+def _quickly(engine: Engine, dialect: Dialect, units: Sequence[Unit[Any]], before_commit: Unit[None]) -> list[Outcome]:
     """The units without savepoints. Raises what `_attempt` raises."""
     with engine.begin() as connection:
-        outcomes = [_attempt(connection, unit) for unit in units]
-        if isinstance(last := _attempt(connection, before_commit), Failed):
+        outcomes = [_attempt(connection, dialect, unit) for unit in units]
+        if isinstance(last := _attempt(connection, dialect, before_commit), Failed):
             raise _Untidy from last.error
         return outcomes
 
 
-def _attempt(connection: Connection, unit: Unit[Any]) -> Outcome:
+def _attempt(connection: Connection, dialect: Dialect, unit: Unit[Any]) -> Outcome:
     """One unit. Raises when the whole transaction is lost, and _Untidy when the unit failed after it had written."""
-    database = driver(connection)
-    changes = database.total_changes
+    changes = dialect.changes(connection)
     try:
         return Done(unit(connection))
     except Exception as error:
-        if not database.in_transaction:  # on some errors the database rolls all of it back by itself
+        if not dialect.in_transaction(connection):
             raise
-        if database.total_changes != changes:
+        if dialect.changes(connection) != changes:
             raise _Untidy from error
-        return _failed(error)
+        return _failed(dialect, error)
 
 
-def _attempt_in_savepoint(connection: Connection, unit: Unit[Any], before_commit: Unit[None]) -> Outcome:
+def _attempt_in_savepoint(
+    connection: Connection, dialect: Dialect, unit: Unit[Any], before_commit: Unit[None]
+) -> Outcome:
     """One unit, undone by itself when it fails. Raises only when the whole transaction is lost."""
-    database = driver(connection)
-    database.execute("SAVEPOINT unit")
+    connection.exec_driver_sql("SAVEPOINT unit")
     try:
         value = unit(connection)
         before_commit(connection)
-        database.execute("RELEASE unit")
+        connection.exec_driver_sql("RELEASE unit")
     except Exception as error:
-        if not database.in_transaction:
+        if not dialect.in_transaction(connection):
             raise
-        database.execute("ROLLBACK TO unit")
-        database.execute("RELEASE unit")
-        return _failed(error)
+        connection.exec_driver_sql("ROLLBACK TO unit")
+        connection.exec_driver_sql("RELEASE unit")
+        return _failed(dialect, error)
     return Done(value)
 
 
-def _failed(error: Exception) -> Failed:
-    return Failed(error if isinstance(error, StorageError) else meaning(error) or error)
+def _failed(dialect: Dialect, error: Exception) -> Failed:
+    return Failed(error if isinstance(error, StorageError) else dialect.meaning(error) or error)
 
 
 def _tell_all(futures: Sequence[asyncio.Future[Any]], running: asyncio.Future[list[Outcome]]) -> None:

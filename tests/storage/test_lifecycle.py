@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from idefics_chat.storage import dialect
+from idefics_chat.storage.dialect.connections import BUSY_TIMEOUT_MS
 from idefics_chat.storage.errors import (
     AlreadyExists,
     ConversationBusy,
@@ -143,11 +143,11 @@ async def test_what_is_purged_is_nowhere_in_the_files(store, owner, talk, databa
 async def test_a_purge_does_not_wait_for_a_long_read(store, owner, talk):
     await store.create_conversation(owner.id, id="conv_1")
     await talk.turn(store, owner, "conv_1")
-    with dialect.snapshot(store._url) as connection:
+    with store._dialect.snapshot(store._url) as connection:
         connection.exec_driver_sql("SELECT count(*) FROM messages").scalar_one()
         started = time.monotonic()
         await store.purge_conversation(owner.id, "conv_1")
-        assert time.monotonic() - started < dialect.BUSY_TIMEOUT_MS / 2_000
+        assert time.monotonic() - started < BUSY_TIMEOUT_MS / 2_000
         assert connection.exec_driver_sql("SELECT count(*) FROM messages").scalar_one() == 2
     await store.create_conversation(owner.id, id="conv_2")
 

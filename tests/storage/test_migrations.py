@@ -6,7 +6,9 @@ import sqlite3
 import pytest
 
 from idefics_chat.conversation.messages import ImagePart, Message, TextPart, TokenRecord
-from idefics_chat.storage import dialect, schema
+from idefics_chat.storage import schema
+from idefics_chat.storage.dialect import database_url
+from idefics_chat.storage.dialect.connections import write_engine
 from idefics_chat.storage.errors import UnknownRevision
 from idefics_chat.storage.store import Store
 from idefics_chat.storage.values import Event
@@ -62,7 +64,7 @@ DATA = {"0001": AT_0001, "0002": AT_0002}
 
 def database_at(file, revision: str) -> None:
     """A database of that revision with data in it. The revisions before it, and only they, made it."""
-    engine = dialect.write_engine(dialect.database_url(str(file)))
+    engine = write_engine(database_url(str(file)))
     schema.upgrade(engine, revision)
     engine.dispose()
     connection = sqlite3.connect(file)

@@ -6,19 +6,8 @@ import sqlite3
 import pytest
 from sqlalchemy.dialects import sqlite
 
-from idefics_chat.storage import (
-    accounts,
-    deletion,
-    files,
-    images,
-    lifecycle,
-    listing,
-    quotas,
-    reads,
-    search,
-    tree,
-    turns,
-)
+from idefics_chat.storage import accounts, deletion, files, images, lifecycle, listing, quotas, reads, tree, turns
+from idefics_chat.storage.dialect import full_text
 
 pytestmark = pytest.mark.anyio
 
@@ -98,15 +87,15 @@ async def test_files_are_read_in_the_order_of_their_index(store, database, order
 
 
 async def test_a_search_reads_the_matches_alone(store, database):
-    steps = plan(database, search.SEARCH)
+    steps = plan(database, full_text.SEARCH)
     scanned = [step for step in steps if step.startswith("SCAN")]
     assert scanned  # M: by what matches
     assert all(re.fullmatch(r"SCAN message_search VIRTUAL TABLE INDEX \d+:=?M\d", step) for step in scanned)
 
 
 async def test_only_texts_that_are_new_are_read_to_be_indexed(store, database):
-    assert [step for step in plan(database, search.NEW_TEXTS, 1) if "p USING INTEGER PRIMARY KEY (rowid>?)" in step]
-    assert not [step for step in plan(database, search.LAST) if "TEMP B-TREE" in step]
+    assert [step for step in plan(database, full_text.NEW_TEXTS, 1) if "p USING INTEGER PRIMARY KEY (rowid>?)" in step]
+    assert not [step for step in plan(database, full_text.LAST) if "TEMP B-TREE" in step]
 
 
 async def test_a_path_is_one_look_up_by_primary_key_a_message(store, database):

@@ -8,7 +8,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
 
-from idefics_chat.storage import dialect, schema
+from idefics_chat.storage import schema
+from idefics_chat.storage.dialect.connections import BUSY_TIMEOUT_MS
 from idefics_chat.storage.errors import DatabaseTooNew, UnknownRevision
 from idefics_chat.storage.models import Base
 from idefics_chat.storage.store import Store
@@ -99,7 +100,7 @@ async def test_another_programs_database_is_refused_and_not_changed(tmp_path):
 
 
 async def test_every_connection_has_its_pragmas(store):
-    expected = {"foreign_keys": 1, "busy_timeout": dialect.BUSY_TIMEOUT_MS, "synchronous": 2, "journal_mode": "wal"}
+    expected = {"foreign_keys": 1, "busy_timeout": BUSY_TIMEOUT_MS, "synchronous": 2, "journal_mode": "wal"}
     async with store._read() as connection:
         read = {name: (await connection.exec_driver_sql(f"PRAGMA {name}")).scalar_one() for name in expected}
         assert (await connection.exec_driver_sql("PRAGMA query_only")).scalar_one() == 1

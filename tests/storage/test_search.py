@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from sqlalchemy import text as sql
 
 from idefics_chat.storage import turns
-from idefics_chat.storage.search import match_expression, segmented, unmarked
+from idefics_chat.storage.dialect.full_text import match_expression
+from idefics_chat.storage.search_terms import segmented, terms_of, unmarked
 from idefics_chat.storage.values import FinishedResponse
 from idefics_chat.storage.verify import verify
 
@@ -138,8 +139,8 @@ async def test_any_text_searches_without_an_error_and_finds_itself(store, owner,
     await say(store, owner, talk, *queries[:40])
     async with store._read() as connection:
         for query in queries:
-            expression = match_expression(owner.id, query)
-            if expression is not None:
+            if terms := terms_of(query):
+                expression = match_expression(owner.id, terms)
                 statement = sql("SELECT count(*) FROM message_search WHERE message_search MATCH :e")
                 count = (await connection.execute(statement, {"e": expression})).scalar_one()
                 assert count >= (query in queries[:40] and '"' not in query and "*" not in query)

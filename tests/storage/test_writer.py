@@ -6,7 +6,8 @@ import sqlite3
 import pytest
 from sqlalchemy import Connection
 
-from idefics_chat.storage import dialect
+from idefics_chat.storage.dialect import database_url
+from idefics_chat.storage.dialect.connections import write_engine
 from idefics_chat.storage.errors import ConversationBusy, DatabaseUnavailable
 from idefics_chat.storage.writer import Writer
 
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 async def writer(database):
-    made = Writer(dialect.write_engine(dialect.database_url(str(database))))
+    made = Writer(write_engine(database_url(str(database))))
     made.start()
     await made.run(lambda connection: connection.exec_driver_sql("CREATE TABLE t (n INTEGER PRIMARY KEY)"))
     yield made
@@ -56,7 +57,7 @@ async def test_callers_that_go_on_writing_keep_sharing_commits(writer, database)
 
 
 async def test_no_batch_is_larger_than_the_limit(database):
-    writer = Writer(dialect.write_engine(dialect.database_url(str(database))), max_batch=2)
+    writer = Writer(write_engine(database_url(str(database))), max_batch=2)
     writer.start()
     await writer.run(lambda connection: connection.exec_driver_sql("CREATE TABLE t (n INTEGER PRIMARY KEY)"))
     await asyncio.gather(*(writer.run(add(n)) for n in range(10)))
@@ -83,12 +84,12 @@ async def test_what_is_done_before_a_commit_is_done_for_all_its_units(database):
     def copy(connection: Connection) -> None:
         connection.exec_driver_sql("INSERT INTO copies SELECT n FROM t WHERE n NOT IN (SELECT n FROM copies)")
 
-    writer = Writer(dialect.write_engine(dialect.database_url(str(database))))
+    writer = Writer(write_engine(database_url(str(database))))
     writer.start()
     await writer.run(lambda connection: connection.exec_driver_sql("CREATE TABLE t (n INTEGER PRIMARY KEY)"))
     await writer.run(lambda connection: connection.exec_driver_sql("CREATE TABLE copies (n INTEGER CHECK (n <> 13))"))
     await writer.close()
-    writer = Writer(dialect.write_engine(dialect.database_url(str(database))), before_commit=copy)
+    writer = Writer(write_engine(database_url(str(database))), before_commit=copy)
     writer.start()
     outcomes = await asyncio.gather(*(writer.run(add(n)) for n in range(20)), return_exceptions=True)
     await writer.close()
@@ -155,7 +156,7 @@ async def test_closing_runs_what_waits_and_refuses_what_comes_later(writer, data
 
 
 async def test_a_writer_whose_task_is_cancelled_tells_those_who_wait(database):
-    writer = Writer(dialect.write_engine(dialect.database_url(str(database))))
+    writer = Writer(write_engine(database_url(str(database))))
     writer.start()
     waiting = [asyncio.ensure_future(writer.run(lambda connection: 1)) for _ in range(3)]
     await asyncio.sleep(0)

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from idefics_chat.storage import search
+from idefics_chat.storage.dialect import dialect_of
 
 revision = "0002"
 down_revision = "0001"
@@ -20,8 +20,10 @@ def upgrade() -> None:
     )
     _count_uses()
     _count_usage()
-    search.create(op.get_bind())
-    search.index_new(op.get_bind())
+    connection = op.get_bind()
+    dialect = dialect_of(connection.engine.url)
+    dialect.create_search(connection)
+    dialect.index_new(connection)
 
 
 def _extend_conversations() -> None:

@@ -1,6 +1,4 @@
-"""What only SQLite has: connections and their pragmas, upserts, and what its error codes mean.
-
-A second database would need a second module of this shape and nothing else of it.
+"""SQLite's connections: engines, pragmas, and what its error codes mean.
 
 Sources: sqlite.org's pages on pragmas, WAL and result codes; SQLAlchemy's notes on its pysqlite and aiosqlite dialects.
 """
@@ -8,12 +6,10 @@ Sources: sqlite.org's pages on pragmas, WAL and result codes; SQLAlchemy's notes
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, Table, create_engine, event, exc
-from sqlalchemy.dialects.sqlite import Insert, insert
-from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy import Engine, create_engine, event, exc
+from sqlalchemy.engine import URL, Connection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool, QueuePool
 
@@ -54,19 +50,10 @@ _REASONS = {
 }
 
 
-def database_url(url_or_path: str) -> URL:
-    """An SQLAlchemy URL, without a driver, of a URL or a file's path.
-
-    Raises DatabaseUnavailable for another kind of database and for one in memory, which connections cannot share.
-    """
-    url = make_url(url_or_path) if "://" in url_or_path else URL.create("sqlite", database=url_or_path)
-    if url.get_backend_name() != "sqlite":
-        raise DatabaseUnavailable(
-            f"Databases of kind {url.get_backend_name()!r} are not supported; give an SQLite file."
-        )
+def check_url(url: URL) -> None:
+    """Raises DatabaseUnavailable for a database in memory, which connections cannot share."""
     if not url.database or ":memory:" in url.database:
         raise DatabaseUnavailable("A database in memory keeps nothing; give the path of a file.")
-    return url.set(drivername="sqlite")
 
 
 def write_engine(url: URL) -> Engine:
@@ -119,16 +106,24 @@ def empty_log(engine: Engine) -> None:
         connection.close()
 
 
-def insert_or_ignore(table: Table) -> Insert:
-    """An insert that leaves a row alone that is there already."""
-    return insert(table).on_conflict_do_nothing()
-
-
 def driver(connection: Connection) -> sqlite3.Connection:
     """The driver's own connection."""
     found = connection.connection.dbapi_connection
     assert isinstance(found, sqlite3.Connection)
     return found
+
+
+@contextmanager
+def rebuilding(connection: Connection) -> Iterator[None]:
+    """Foreign keys are off within it: that can be changed outside of a transaction alone."""
+    connection.exec_driver_sql("SELECT 1")  # the driver's connection is open from here on
+    database = driver(connection)
+    connection.rollback()
+    database.execute("PRAGMA foreign_keys=OFF")
+    try:
+        yield
+    finally:
+        database.execute("PRAGMA foreign_keys=ON")
 
 
 def meaning(error: BaseException) -> StorageError | None:
@@ -157,12 +152,6 @@ def told() -> Iterator[None]:
         if (known := meaning(error)) is not None:
             raise known from error
         raise
-
-
-def existing_file(url: URL) -> Path | None:
-    """The database's file, None when the URL is one of SQLite's own `file:` kind."""
-    database = url.database or ""
-    return None if database.startswith("file:") else Path(database)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -1,28 +1,20 @@
-"""Search over the text of messages, by SQLite's FTS5.
-
-The words of scripts that are written without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) cannot be told
-apart without a dictionary: every letter of theirs is made a word of its own, and what is asked for in them a phrase.
-A query is plain text: words must all occur, "quotes" hold a phrase together, a trailing * asks for words that begin
-so. Nothing else in it means anything, so no query is wrong.
+"""The search over the text of messages, by SQLite's FTS5.
 
 Each row carries its owner as a word of a column of its own, so that a search walks the owner's rows alone.
 
 Source: sqlite.org/fts5.html.
 """
 
-import re
-import unicodedata
+from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from idefics_chat.storage.dialect import driver
-from idefics_chat.storage.values import Hit
+from idefics_chat.storage.dialect.connections import driver
+from idefics_chat.storage.search_terms import MARK_END, MARK_START, Term, segmented
 
-SEPARATOR = "\x1f"
-MARK_START, MARK_END = "\x02", "\x03"
 SNIPPET_WORDS = 24
-MAX_WORDS = 32
 MERGE_PAGES = 500
 
 _CREATE = """
@@ -60,12 +52,12 @@ SELECT best.*, snippet(message_search, 1, '{MARK_START}', '{MARK_END}', '…', {
 """
 """First the page's messages, then snippets of those alone: of all matches they would cost three times as much."""
 
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-    "\U0001b000-\U0001b16f\U00020000-\U0003ffff][\u0300-\u036f\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u0eb1\u0eb4-\u0ebc"
-    "\u0ec8-\u0ece\u102b-\u103e\u17b4-\u17d3\u3099\u309a]*"
-)
-_TERMS = re.compile(r'"([^"]*)"?(\*)?|([^\s"]+)')
+FAULTS = {
+    "texts that cannot be searched for": """
+        SELECT id FROM message_parts WHERE text <> '' AND id NOT IN (SELECT rowid FROM message_search)""",
+    "entries for searching whose text is gone": """
+        SELECT rowid FROM message_search WHERE rowid NOT IN (SELECT id FROM message_parts WHERE text <> '')""",
+}
 
 
 def create(connection: Connection) -> None:
@@ -99,56 +91,18 @@ def forget_removed(connection: Connection, begin: bool) -> bool:
     return database.total_changes - changes > 1  # the inserted row itself counts as one
 
 
-async def search(connection: AsyncConnection, owner_id: str, query: str, limit: int, offset: int) -> list[Hit]:
-    """The owner's messages that hold all that `query` asks for, the best first. Empty for a query without words."""
-    expression = match_expression(owner_id, query)
-    if expression is None:
-        return []
-    values = {"expression": expression, "owner_id": owner_id, "limit": limit, "offset": offset}
-    found = await connection.exec_driver_sql(SEARCH, values)
-    return [Hit(row.conversation_id, row.id, row.role, row.created_at, *unmarked(row.snippet)) for row in found.all()]
+async def search(
+    connection: AsyncConnection, owner_id: str, terms: Sequence[Term], limit: int, offset: int
+) -> Sequence[Any]:
+    """The rows of the owner's messages that hold all terms, the best first."""
+    values = {"expression": match_expression(owner_id, terms), "owner_id": owner_id, "limit": limit, "offset": offset}
+    return (await connection.exec_driver_sql(SEARCH, values)).all()
 
 
-def segmented(text: str) -> str:
-    """The text with every letter of an unspaced script made a word. NUL, at which SQLite's text functions end, becomes
-    a separator too."""
-    return _UNSPACED.sub(lambda found: f"{SEPARATOR}{found[0]}{SEPARATOR}", text.replace("\0", SEPARATOR))
-
-
-def match_expression(owner_id: str, query: str) -> str | None:
-    """The FTS5 expression of a query, None for one without words; at most `MAX_WORDS` of its terms count."""
-    terms = [_term(quoted or plain, bool(star)) for quoted, star, plain in _TERMS.findall(query)]
-    wanted = [term for term in terms if term][:MAX_WORDS]
-    if not wanted:
-        return None
-    return f"owner : {_quoted(owner_id)} AND text : ({' AND '.join(wanted)})"
-
-
-def unmarked(snippet: str) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """The snippet's text, and where in it (start, end) what was asked for stands."""
-    text, spans, start = "", [], 0
-    for piece in re.split(f"([{MARK_START}{MARK_END}])", snippet.replace(SEPARATOR, "")):
-        if piece == MARK_START:
-            start = len(text)
-        elif piece == MARK_END:
-            spans.append((start, len(text)))
-        else:
-            text += piece
-    return text, tuple(spans)
-
-
-def _term(text: str, starred: bool) -> str | None:
-    prefix = starred or text.endswith("*")
-    words = segmented(text.rstrip("*"))
-    if not any(_counts(letter) for letter in words):
-        return None
-    return _quoted(words) + (" *" if prefix else "")
-
-
-def _counts(letter: str) -> bool:
-    """Whether the tokenizer makes words of the letter."""
-    category = unicodedata.category(letter)
-    return category[0] in "LN" or category in ("So", "Co")
+def match_expression(owner_id: str, terms: Sequence[Term]) -> str:
+    """The FTS5 expression of at least one term."""
+    wanted = " AND ".join(_quoted(term.words) + (" *" if term.prefix else "") for term in terms)
+    return f"owner : {_quoted(owner_id)} AND text : ({wanted})"
 
 
 def _quoted(text: str) -> str:
