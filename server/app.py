@@ -19,8 +19,9 @@ from idefics_chat.server.errors import as_api_error
 from idefics_chat.server.front import Front
 from idefics_chat.server.http_access import admit_websocket
 from idefics_chat.server.http_errors import install_error_answers, refusal
-from idefics_chat.server.responses_socket import ClientGone, Receive, ResponsesSocket, Send, SocketLimits
+from idefics_chat.server.responses_socket import ResponsesSocket
 from idefics_chat.server.settings import Settings
+from idefics_chat.server.socket_frames import ClientGone, Receive, Send, SocketLimits
 from idefics_chat.server.state import ServerState
 
 ROUTERS = (
@@ -69,10 +70,8 @@ def create_app(state: ServerState) -> FastAPI:
             return
         offered = websocket.scope.get("subprotocols", [])
         await websocket.accept("realtime" if "realtime" in offered else None)
-        socket = ResponsesSocket(
-            caller.chat, caller.owner_id, _receiver(websocket), _sender(websocket), socket_limits(state.settings)
-        )
-        await socket.serve()
+        line = (_receiver(websocket), _sender(websocket), socket_limits(state.settings))
+        await ResponsesSocket(caller.chat, caller.store, caller.owner_id, *line).serve()
 
     return app
 

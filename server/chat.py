@@ -6,26 +6,28 @@ connection that asked for it: a dropped line ends nothing.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
 from idefics_chat.inference.errors import EngineStopped
 from idefics_chat.inference.requests import Engine, Generation, GenerationRequest
 from idefics_chat.server.conversation_edits import ConversationEdits
+from idefics_chat.server.conversation_feeds import ConversationFeeds, Signal
 from idefics_chat.server.errors import ApiError
 from idefics_chat.server.keyed_locks import KeyedLocks
 from idefics_chat.server.recovery import recover, recover_all
-from idefics_chat.server.response_log import ResponseLog
+from idefics_chat.server.response_log import LogReader, ResponseLog
 from idefics_chat.server.stored_log import stored_log
 from idefics_chat.server.task_service import TaskService
 from idefics_chat.server.turn_preparation import TurnPreparation
 from idefics_chat.server.turn_run import TurnRun
-from idefics_chat.server.turns import Turn
+from idefics_chat.server.turns import Disconnect, Turn
+from idefics_chat.server.unstored_turns import UnstoredTurns
 from idefics_chat.server.uploads import Uploads
 from idefics_chat.storage.errors import ConversationBusy
 from idefics_chat.storage.store import Store
-from idefics_chat.storage.values import Event, ResponseRow
+from idefics_chat.storage.values import NewResponse, ResponseRow
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class ChatService:
         *,
         clock: Callable[[], float],
         make_id: Callable[[Any], str],
+        on_disconnect: Disconnect = "continue",
     ) -> None:
         self._store = store
         self._engine = engine
@@ -49,8 +52,12 @@ class ChatService:
         self._clock = clock
         self._make_id = make_id
         self._tasks = asyncio.TaskGroup()
+        self._on_disconnect = on_disconnect
         self._places = KeyedLocks()
-        self.edits = ConversationEdits(store, preparation, self._places, make_id=make_id)
+        self.feeds = ConversationFeeds()
+        """What happens in conversations, for those who watch them."""
+
+        self.edits = ConversationEdits(store, preparation, self._places, self.feeds, make_id=make_id)
         """Changes of conversations without a turn."""
 
         self.uploads = Uploads(store, preparation.images, clock=clock, make_id=make_id)
@@ -147,7 +154,7 @@ class ChatService:
         self._preparation.check_request(turn)
         if self._stopping:
             raise EngineStopped
-        prepared = await self._preparation.prepare_unstored(owner_id, turn)
+        prepared = await self._preparation.prepare_unstored(owner_id, turn, chain_id="")
         return await self._engine.submit(
             GenerationRequest(
                 prompt=prepared.prompt,
@@ -155,6 +162,8 @@ class ChatService:
                 sampling=turn.sampling,
                 max_output_tokens=prepared.max_output_tokens,
                 stop=turn.stop,
+                bad_words=turn.bad_words,
+                logprobs=turn.logprobs,
             )
         )
 
@@ -186,8 +195,24 @@ class ChatService:
         async for _ in await self.follow(owner_id, response_id):
             pass
 
-    async def follow(self, owner_id: str, response_id: str, after: int = -1) -> AsyncIterator[Event]:
-        """The events of a response numbered above `after`: those there are, then those that come, to its end.
+    def running_in(self, conversation_id: str) -> str | None:
+        """The id of the response that is under way in the conversation."""
+        runs = (run for run in self._running.values() if run.log.conversation_id == conversation_id)
+        return next((run.log.response_id for run in runs), None)
+
+    def unstored(self) -> UnstoredTurns:
+        """A place for turns that are not stored: one for each connection, which closes it."""
+        return UnstoredTurns(
+            self._engine,
+            self._preparation,
+            self._tasks,
+            clock=self._clock,
+            make_id=self._make_id,
+            is_stopping=lambda: self._stopping,
+        )
+
+    async def follow(self, owner_id: str, response_id: str, after: int = -1) -> LogReader:
+        """A reader of a response's events numbered above `after`: those there are, then those that come.
 
         Raises:
             ResponseNotFound: no such response of this owner.
@@ -232,7 +257,7 @@ class ChatService:
         prepared = await self._preparation.prepare(owner_id, turn, place, conversation_id)
         if accepted.cancelled():
             return
-        run = TurnRun(prepared, self._store, self._engine, self._clock)
+        run = TurnRun(prepared, self._store, self._engine, self._clock, self._policy(turn))
         await run.submit()
         # Known before it is committed: whoever finds the row finds the run.
         self._running[run.log.response_id] = run
@@ -240,13 +265,25 @@ class ChatService:
             fresh = place.conversation_id is None
             row = await self._store.begin_response(owner_id, prepared.new, run.opening, new_conversation=fresh)
             if row.id == run.log.response_id:
-                _tell(accepted, run.log)
+                self._announce(run, prepared.new)
+                if not _tell(accepted, run.log):
+                    run.nobody_reads()
                 await run.run()
             else:  # the same key was committed by another turn meanwhile
                 _tell(accepted, await self._log_of(owner_id, row))
         finally:
             run.cancel()  # where it was not committed; one that has ended is past that
             del self._running[run.log.response_id]
+
+    def _policy(self, turn: Turn) -> Disconnect:
+        """What becomes of the turn's answer when nobody reads it: one in the background is not there to be read."""
+        if turn.background:
+            return "continue"
+        return self._on_disconnect if turn.on_disconnect is None else turn.on_disconnect
+
+    def _announce(self, run: TurnRun, new: NewResponse) -> None:
+        said = (Signal("item_added", message.id) for message in new.messages)
+        self.feeds.tell(new.conversation_id, *said, Signal("response_begun", run.log.response_id))
 
     async def _end_orphan(self, owner_id: str, busy: ConversationBusy) -> None:
         """A response that stands as running though nobody runs it (its end could not be stored): end it now."""
@@ -269,7 +306,9 @@ class ChatService:
         return log
 
 
-def _tell(accepted: asyncio.Future[ResponseLog], log: ResponseLog) -> None:
-    """Tell the asker, if there still is one."""
-    if not accepted.done():
-        accepted.set_result(log)
+def _tell(accepted: asyncio.Future[ResponseLog], log: ResponseLog) -> bool:
+    """Tell the asker, if there still is one; whether there was."""
+    if accepted.done():
+        return False
+    accepted.set_result(log)
+    return True

@@ -39,7 +39,10 @@ async def open_chat(store: Store, engine: Engine, settings: Settings) -> AsyncIt
     )
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(workers.aclose)
-        yield await stack.enter_async_context(ChatService(store, engine, preparation, clock=time.time, make_id=make_id))
+        chat = ChatService(
+            store, engine, preparation, clock=time.time, make_id=make_id, on_disconnect=settings.on_disconnect
+        )
+        yield await stack.enter_async_context(chat)
 
 
 def image_fetch(settings: Settings) -> Fetch | None:

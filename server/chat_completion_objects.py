@@ -4,11 +4,13 @@ Source: the types of the `openai` package (`openai.types.chat`). A field of ours
 `usage.prompt_tokens_details.image_tokens`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from idefics_chat.inference.requests import GenerationResult, Usage
+from idefics_chat.inference.requests import Choice, GenerationResult, TokenLogprob, Usage
 from idefics_chat.server.errors import ApiError
+from idefics_chat.server.logprob_objects import whole_logprobs
 
 Json = dict[str, Any]
 
@@ -32,21 +34,40 @@ class CompletionHead:
         }
 
 
-def completion_object(head: CompletionHead, result: GenerationResult) -> Json:
-    """The whole answer. Raises ApiError `server_stopping`."""
-    choice = {
-        "index": 0,
-        "message": {"role": "assistant", "content": result.text, "refusal": None},
-        "finish_reason": finish_reason(result),
-        "logprobs": None,
-    }
-    return {**head.object("chat.completion", [choice]), "usage": usage_object(result.usage)}
+def choices_of(result: GenerationResult) -> tuple[Choice, ...]:
+    """All answers of a result."""
+    return result.choices or (Choice(result.text, result.token_ids, result.finish_reason),)
 
 
-def chunk_object(head: CompletionHead, delta: Json, reason: str | None = None) -> Json:
-    """A piece of the answer; the last one carries the reason for the end."""
-    choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
+def completion_object(head: CompletionHead, result: GenerationResult, *, with_logprobs: bool = False) -> Json:
+    """The whole answers. Raises ApiError `server_stopping`."""
+    choices = [
+        {
+            "index": index,
+            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "finish_reason": finish_reason(choice),
+            "logprobs": _logprobs(choice.logprobs if with_logprobs else None),
+        }
+        for index, choice in enumerate(choices_of(result))
+    ]
+    return {**head.object("chat.completion", choices), "usage": usage_object(result.usage)}
+
+
+def chunk_object(
+    head: CompletionHead,
+    delta: Json,
+    reason: str | None = None,
+    *,
+    index: int = 0,
+    logprobs: Sequence[TokenLogprob] | None = None,
+) -> Json:
+    """A piece of answer number `index`; the last one carries the reason for its end."""
+    choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": _logprobs(logprobs)}
     return head.object("chat.completion.chunk", [choice])
+
+
+def _logprobs(tokens: Sequence[TokenLogprob] | None) -> Json | None:
+    return None if tokens is None else {"content": whole_logprobs(tokens), "refusal": None}
 
 
 def usage_chunk(head: CompletionHead, usage: Usage) -> Json:
@@ -54,11 +75,11 @@ def usage_chunk(head: CompletionHead, usage: Usage) -> Json:
     return {**head.object("chat.completion.chunk", []), "usage": usage_object(usage)}
 
 
-def finish_reason(result: GenerationResult) -> str:
-    """Why the answer ended. Raises ApiError `server_stopping`: it was broken off, and nothing of it is kept."""
-    if result.finish_reason == "stopped":
+def finish_reason(choice: Choice) -> str:
+    """Why an answer ended. Raises ApiError `server_stopping`: it was broken off, and nothing of it is kept."""
+    if choice.finish_reason == "stopped":
         raise ApiError("server_stopping", "The server is going down; ask again in a moment.")
-    return "length" if result.finish_reason == "length" else "stop"
+    return "length" if choice.finish_reason == "length" else "stop"
 
 
 def usage_object(usage: Usage) -> Json:

@@ -4,15 +4,15 @@ Source: the types of the `openai` package (`openai.types.chat`). The sampling fi
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from idefics_chat.conversation.messages import Role
 from idefics_chat.server.client_json import WireModel, validate
 from idefics_chat.server.errors import ApiError
-from idefics_chat.server.input_items import ROLES, ContentPart, read_part
-from idefics_chat.server.responses_request import read_sampling, read_stop
+from idefics_chat.server.input_items import ROLES, ContentPart, Detail, read_part
+from idefics_chat.server.responses_request import MAX_TOP_LOGPROBS, read_sampling, read_stop
 from idefics_chat.server.turns import AnyImage, InputMessage, Turn
 
 _PART_TYPES = {"text": "input_text", "image_url": "input_image"}
@@ -22,6 +22,7 @@ class ImageUrl(WireModel):
     """Where an image is."""
 
     url: str
+    detail: Detail | None = None
 
 
 class ChatPart(WireModel):
@@ -59,8 +60,16 @@ class ChatCompletionCreate(WireModel):
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     seed: int | None = None
+    num_beams: int | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | Literal["never"] | None = None
+    no_repeat_ngram_size: int | None = None
+    min_new_tokens: int | None = None
+    bad_words: list[str] | None = None
     stop: str | list[str] | None = None
     n: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -81,8 +90,8 @@ def parse_completion(body: dict[str, Any]) -> CompletionRequest:
         ApiError, InvalidSampling: with the parameter that is wrong.
     """
     create = validate(ChatCompletionCreate, body)
-    if create.n not in (None, 1):
-        raise ApiError("unsupported_value", "One answer is given to a request; leave n out.", "n")
+    if create.top_logprobs is not None and not create.logprobs:
+        raise ApiError("invalid_value", "top_logprobs needs logprobs: true; add it.", "top_logprobs")
     turn = Turn(
         input=_messages(create.messages),
         model=create.model,
@@ -90,7 +99,8 @@ def parse_completion(body: dict[str, Any]) -> CompletionRequest:
         max_output_tokens=create.max_completion_tokens or create.max_tokens,
         stop=read_stop(create.stop),
         truncation="disabled",  # nothing in the answer could say what was left out
-        metadata={},
+        bad_words=tuple(create.bad_words or ()),
+        logprobs=(create.top_logprobs or 0) if create.logprobs else None,
     )
     include_usage = bool(create.stream_options and create.stream_options.include_usage)
     return CompletionRequest(turn, bool(create.stream), include_usage)

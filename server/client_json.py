@@ -86,7 +86,11 @@ def complaint(error: ValidationError, where: str = "") -> ApiError:
     """What to tell a client of a value that is not what it should be; `where` stands before the parameter."""
     # Of a union's branches the deepest complaint is about the form that the client meant.
     first = max(error.errors(include_url=False, include_input=False), key=lambda e: len(e["loc"]))
-    param = ".".join(part for part in (where, *map(str, first["loc"])) if part and part not in _UNION_LABELS)
+    param = ".".join(part for part in (where, *map(str, first["loc"])) if part and not _is_label(part))
     if first["type"] == "missing":
         return ApiError("missing_required_parameter", f"{param} is missing; add it.", param)
     return ApiError("invalid_value", f"{param}: {first['msg']}.", param)
+
+
+def _is_label(part: str) -> bool:
+    return part in _UNION_LABELS or part.startswith(("literal[", "constrained-", "function-"))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from idefics_chat.conversation.messages import Message
+from idefics_chat.server.conversation_feeds import ConversationFeeds, Signal
 from idefics_chat.server.keyed_locks import KeyedLocks
 from idefics_chat.server.turn_preparation import TurnPreparation
 from idefics_chat.server.turns import InputMessage, Turn
@@ -23,12 +24,14 @@ class ConversationEdits:
         store: Store,
         preparation: TurnPreparation,
         places: KeyedLocks,
+        feeds: ConversationFeeds,
         *,
         make_id: Callable[[Any], str],
     ) -> None:
         self._store = store
         self._preparation = preparation
         self._places = places
+        self._feeds = feeds
         self._make_id = make_id
 
     async def create(
@@ -58,6 +61,7 @@ class ConversationEdits:
             place = await self._preparation.place(owner_id, turn)
             messages, images = await self._preparation.check_input(owner_id, turn, place.parent_id)
             await self._store.add_items(owner_id, conversation_id, messages, images)
+            self._feeds.tell(conversation_id, *(Signal("item_added", message.id) for message in messages))
         return messages
 
     async def delete_item(self, owner_id: str, conversation_id: str, item_id: str) -> Conversation:
@@ -67,7 +71,30 @@ class ConversationEdits:
             ConversationNotFound, ItemNotFound
         """
         async with self._places.hold(conversation_id):
-            return await self._store.delete_item(owner_id, conversation_id, item_id)
+            changed = await self._store.delete_item(owner_id, conversation_id, item_id)
+            self._feeds.tell(conversation_id, Signal("item_deleted", item_id))
+        return changed
+
+    async def update(
+        self,
+        owner_id: str,
+        conversation_id: str,
+        *,
+        title: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        archived: bool | None = None,
+    ) -> Conversation:
+        """Change what is not None; an empty title takes it away. Raises ConversationNotFound."""
+        changed = await self._store.update_conversation(
+            owner_id, conversation_id, title=title, metadata=metadata, archived=archived
+        )
+        self._feeds.tell(conversation_id, Signal("conversation_changed", conversation_id))
+        return changed
+
+    async def delete(self, owner_id: str, conversation_id: str) -> None:
+        """Delete a conversation. Raises ConversationNotFound, and ConversationBusy while a turn runs in it."""
+        await self._store.delete_conversation(owner_id, conversation_id)
+        self._feeds.tell(conversation_id, Signal("conversation_deleted", conversation_id))
 
     async def fork(
         self, owner_id: str, conversation_id: str, last_item_id: str | None, metadata: Mapping[str, str] | None

@@ -3,7 +3,6 @@
 Such an answer belongs to the request that asked for it: when the client goes away, it is cancelled.
 """
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -17,14 +16,16 @@ from idefics_chat.inference.requests import Generation, GenerationResult, TextDe
 from idefics_chat.server.chat_completion_objects import (
     CompletionHead,
     Json,
+    choices_of,
     chunk_object,
     completion_object,
     finish_reason,
     usage_chunk,
 )
-from idefics_chat.server.chat_completions_request import parse_completion
+from idefics_chat.server.chat_completions_request import CompletionRequest, parse_completion
 from idefics_chat.server.errors import as_api_error
 from idefics_chat.server.http_access import Admitted, JsonBody, translate
+from idefics_chat.server.http_presence import while_connected
 from idefics_chat.server.sse import DONE, SSE_HEADERS, SSE_TYPE, data_frame
 
 router = APIRouter(prefix="/v1/chat/completions", tags=["chat"])
@@ -35,10 +36,14 @@ async def create_completion(request: Request, caller: Admitted, body: JsonBody) 
     """An answer to the messages in the request, whole or as a stream of chunks."""
     asked = await translate(request, parse_completion, body)
     head = CompletionHead(caller.chat.new_id("chatcmpl"), caller.chat.model, caller.chat.now())
-    generation = await caller.chat.generate(caller.owner_id, asked.turn)
+    generation = await while_connected(request, caller.chat.generate(caller.owner_id, asked.turn))
     if asked.stream:
-        return OwningStream(completion_frames(generation, head, asked.include_usage), generation)
-    return JSONResponse(completion_object(head, await _whole(request, generation)))
+        return OwningStream(completion_frames(generation, head, asked), generation)
+    try:
+        result = await while_connected(request, _whole(generation))
+    finally:
+        generation.cancel()
+    return JSONResponse(completion_object(head, result, with_logprobs=asked.turn.logprobs is not None))
 
 
 class OwningStream(StreamingResponse):
@@ -55,18 +60,26 @@ class OwningStream(StreamingResponse):
             self._generation.cancel()
 
 
-async def completion_frames(generation: Generation, head: CompletionHead, include_usage: bool) -> AsyncIterator[bytes]:
-    """The stream: a chunk that names the role, the pieces, the reason of the end, usage if asked for, and the end
-    marker. A failure ends it with an `error` object and no marker."""
-    no_usage: Json = {"usage": None} if include_usage else {}
-    yield _frame(chunk_object(head, {"role": "assistant", "content": ""}) | no_usage)
+async def completion_frames(
+    generation: Generation, head: CompletionHead, asked: CompletionRequest
+) -> AsyncIterator[bytes]:
+    """The stream: for each answer a chunk that names the role, its pieces and the reason of its end; then usage if
+    asked for, and the end marker. A failure ends it with an `error` object and no marker."""
+    no_usage: Json = {"usage": None} if asked.include_usage else {}
+    with_logprobs = asked.turn.logprobs is not None
+    for index in range(asked.turn.sampling.n):
+        yield _frame(chunk_object(head, {"role": "assistant", "content": ""}, index=index) | no_usage)
     try:
         async for piece in generation:
             if isinstance(piece, TextDelta):
-                yield _frame(chunk_object(head, {"content": piece.text}) | no_usage)
+                logprobs = piece.logprobs if with_logprobs else None
+                yield _frame(
+                    chunk_object(head, {"content": piece.text}, index=piece.index, logprobs=logprobs) | no_usage
+                )
                 continue
-            yield _frame(chunk_object(head, {}, finish_reason(piece)) | no_usage)
-            if include_usage:
+            for index, choice in enumerate(choices_of(piece)):
+                yield _frame(chunk_object(head, {}, finish_reason(choice), index=index) | no_usage)
+            if asked.include_usage:
                 yield _frame(usage_chunk(head, piece.usage))
     except Exception as error:  # noqa: BLE001  the status is sent: what went wrong can only be told in the stream
         yield _frame({"error": as_api_error(error).body()})
@@ -74,23 +87,11 @@ async def completion_frames(generation: Generation, head: CompletionHead, includ
     yield DONE
 
 
-async def _whole(request: Request, generation: Generation) -> GenerationResult:
-    """The end of the answer, at once and cancelled where the client goes away meanwhile."""
-    watching = asyncio.create_task(_cancel_when_gone(request, generation))
-    try:
-        async for piece in generation:
-            if isinstance(piece, GenerationResult):
-                return piece
-        raise RuntimeError("the engine ended a generation without a result")
-    finally:
-        watching.cancel()
-        generation.cancel()
-
-
-async def _cancel_when_gone(request: Request, generation: Generation) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    generation.cancel()
+async def _whole(generation: Generation) -> GenerationResult:
+    async for piece in generation:
+        if isinstance(piece, GenerationResult):
+            return piece
+    raise RuntimeError("the engine ended a generation without a result")
 
 
 def _frame(value: dict[str, Any]) -> bytes:

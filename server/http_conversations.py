@@ -79,13 +79,13 @@ async def retrieve_conversation(conversation_id: str, caller: Admitted) -> Json:
 async def update_conversation(conversation_id: str, caller: Admitted, body: JsonBody) -> Json:
     """Change what is given; metadata is replaced as a whole."""
     change = validate(ConversationUpdate, body).model_dump()
-    return conversation_object(await caller.store.update_conversation(caller.owner_id, conversation_id, **change))
+    return conversation_object(await caller.chat.edits.update(caller.owner_id, conversation_id, **change))
 
 
 @router.delete("/{conversation_id}")
 async def delete_conversation(conversation_id: str, caller: Admitted) -> Json:
     """Delete a conversation with its items and responses."""
-    await caller.store.delete_conversation(caller.owner_id, conversation_id)
+    await caller.chat.edits.delete(caller.owner_id, conversation_id)
     return deleted_conversation(conversation_id)
 
 

@@ -1,7 +1,8 @@
 """`/v1/responses` over HTTP: the same turns, logs and objects as on the websocket.
 
-A turn belongs to the chat service: a client that goes away ends nothing, whether it waited for the answer or read its
-stream, and can come back for the rest.
+A stored turn belongs to the chat service: a client that goes away, whether it waited for the answer or read its stream,
+ends it only where the disconnect policy says so, and can come back for the rest. A turn that still waits for its
+conversation is withdrawn.
 """
 
 import json
@@ -23,11 +24,12 @@ from idefics_chat.server.http_access import (
     WithImages,
     translate,
 )
+from idefics_chat.server.http_presence import while_connected
 from idefics_chat.server.image_urls import image_urls
 from idefics_chat.server.item_objects import Json, item_object, list_object
 from idefics_chat.server.response_log import ResponseLog
 from idefics_chat.server.responses_request import parse_body
-from idefics_chat.server.sse import event_frames, streaming
+from idefics_chat.server.sse import ReadingStream
 from idefics_chat.server.stored_response import stored_response
 from idefics_chat.storage.errors import ItemNotFound
 
@@ -46,12 +48,13 @@ async def create_response(request: Request, caller: Admitted, body: JsonBody) ->
     body = with_idempotency_key(body, request.headers)
     wanted = validate(HttpCreate, body)
     turn = await translate(request, parse_body, body)
-    log = await caller.chat.respond(caller.owner_id, turn)
+    turns = caller.chat if turn.store else caller.chat.unstored()
+    log = await while_connected(request, turns.respond(caller.owner_id, turn))
     if wanted.stream:
-        return streaming(event_frames(log.read()))
+        return ReadingStream(log.read())
     if turn.background:
         return JSONResponse(await find_response(caller, log.response_id))
-    return JSONResponse(await _final(log))
+    return JSONResponse(await while_connected(request, _final(log)))
 
 
 @router.post("/input_tokens")
@@ -70,7 +73,7 @@ async def retrieve_response(
 ) -> Response:
     """A response as it stands; with `stream` its events above `starting_after`, then those that come."""
     if stream:
-        return streaming(event_frames(await caller.chat.follow(caller.owner_id, response_id, starting_after)))
+        return ReadingStream(await caller.chat.follow(caller.owner_id, response_id, starting_after))
     return JSONResponse(await find_response(caller, response_id))
 
 
@@ -151,6 +154,7 @@ def page_of(ids: tuple[str, ...], page: PageQuery) -> tuple[tuple[str, ...], boo
 
 async def _final(log: ResponseLog) -> Json:
     """The Response that the log's last event shows, once it is there."""
-    *_, last = [event async for event in log.read()]
+    with log.read() as events:
+        *_, last = [event async for event in events]
     response: Json = json.loads(last.payload)["response"]
     return response

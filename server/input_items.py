@@ -19,6 +19,9 @@ from idefics_chat.server.turns import AnyImage, ImageLink, InputImage, InputMess
 ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 
 
+Detail = Literal["auto", "low", "high", "original"]
+
+
 class ContentPart(WireModel):
     """One part of a message. Which fields count depends on `type`."""
 
@@ -26,7 +29,7 @@ class ContentPart(WireModel):
     text: str | None = None
     image_url: str | None = None
     file_id: str | None = None
-    detail: Literal["auto", "low", "high", "original"] | None = None
+    detail: Detail | None = None
     """Taken, and without effect: an image is seen at the one size that the model knows."""
 
 

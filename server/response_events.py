@@ -6,9 +6,11 @@ only stores and prefills has no item. `EventWriter` holds the order; asking for 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from idefics_chat.inference.requests import TokenLogprob
+from idefics_chat.server.logprob_objects import streamed_logprobs, whole_logprobs
 from idefics_chat.server.response_object import Json, ResponseDraft, message_item, response_object, text_part
 from idefics_chat.storage.values import Event
 
@@ -33,6 +35,7 @@ class EventWriter:
         self._next = 0
         self._item_open = False
         self._ended = False
+        self._logprobs: Sequence[TokenLogprob] = ()
         self.text = ""
 
     @classmethod
@@ -59,11 +62,11 @@ class EventWriter:
             events.append(self._part_event("response.content_part.added", part=text_part("")))
         return events
 
-    def delta(self, text: str) -> Event:
-        """A piece of the answer."""
+    def delta(self, text: str, logprobs: Sequence[TokenLogprob] = ()) -> Event:
+        """A piece of the answer, with the log-probabilities of its tokens where they were asked for."""
         self._require(self._item_open)
         self.text += text
-        return self._part_event("response.output_text.delta", delta=text, logprobs=[])
+        return self._part_event("response.output_text.delta", delta=text, logprobs=streamed_logprobs(logprobs))
 
     def end(
         self,
@@ -73,9 +76,11 @@ class EventWriter:
         usage: Json | None = None,
         error: Json | None = None,
         incomplete_reason: str | None = None,
+        logprobs: Sequence[TokenLogprob] = (),
     ) -> list[Event]:
         """The closing events, the terminal one last. A failed response has no output: it leaves no trace."""
         self._require(not self._ended)
+        self._logprobs = logprobs
         events = self._close_item(status) if self._item_open and status != "failed" else []
         output = [self._item(status)] if events else []
         response = response_object(
@@ -93,14 +98,14 @@ class EventWriter:
 
     def _close_item(self, status: FinalStatus) -> list[Event]:
         return [
-            self._part_event("response.output_text.done", text=self.text, logprobs=[]),
-            self._part_event("response.content_part.done", part=text_part(self.text)),
+            self._part_event("response.output_text.done", text=self.text, logprobs=streamed_logprobs(self._logprobs)),
+            self._part_event("response.content_part.done", part=text_part(self.text, whole_logprobs(self._logprobs))),
             self._event("response.output_item.done", output_index=0, item=self._item(status)),
         ]
 
     def _item(self, status: FinalStatus) -> Json:
         item_status = "completed" if status == "completed" else "incomplete"
-        return message_item(self._draft.output_id, item_status, self.text)
+        return message_item(self._draft.output_id, item_status, self.text, whole_logprobs(self._logprobs))
 
     def _part_event(self, kind: str, **fields: Any) -> Event:
         return self._event(kind, item_id=self._draft.output_id, output_index=0, content_index=0, **fields)

@@ -1,9 +1,10 @@
 """The Response object of the Responses protocol, made of a stored response.
 
 Source: the types of the `openai` package (`openai.types.responses.Response`). Fields of ours, which those types let
-pass: `context`, which reports what the context window left out, `usage.input_tokens_details.image_tokens`, and
-`cause` in `incomplete_details` and `error`: those types know few reasons (of ours only `max_output_tokens`) and few
-error codes, so the standard field keeps to them and `cause` says exactly what happened.
+pass: `context`, which reports what the context window left out, `continuation_of`, `image_tokens` in
+`usage.input_tokens_details`, and `cause` in `incomplete_details` and `error`: those types know few reasons (of ours
+only `max_output_tokens`) and few error codes, so the standard field keeps to them and `cause` says exactly what
+happened.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,19 +47,20 @@ def usage_object(usage: Usage) -> Json:
     }
 
 
-def message_item(item_id: str, status: str, text: str | None) -> Json:
+def message_item(item_id: str, status: str, text: str | None, logprobs: Sequence[Json] = ()) -> Json:
     """An answer as an item; `text` None before its content part was added."""
-    content = [] if text is None else [text_part(text)]
+    content = [] if text is None else [text_part(text, logprobs)]
     return {"id": item_id, "type": "message", "role": "assistant", "status": status, "content": content}
 
 
-def text_part(text: str) -> Json:
+def text_part(text: str, logprobs: Sequence[Json] = ()) -> Json:
     """A content part of an answer."""
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}
 
 
 def incomplete_details(cause: str | None) -> Json | None:
-    """Why a response is incomplete: `max_output_tokens`, `cancelled`, `server_stopping` or `server_restart`."""
+    """Why a response is incomplete: `max_output_tokens`, `cancelled`, `disconnected` (nobody read it any more),
+    `server_stopping` or `server_restart`."""
     if cause is None:
         return None
     return {"reason": cause if cause == "max_output_tokens" else None, "cause": cause}
@@ -81,6 +83,7 @@ def response_object(
 ) -> Json:
     """The object as events and HTTP show it."""
     request = draft.request
+    stored = bool(request.get("store", True))
     return {
         "id": draft.id,
         "object": "response",
@@ -97,14 +100,16 @@ def response_object(
         "output": list(output),
         "parallel_tool_calls": False,
         "previous_response_id": draft.previous_response_id,
-        "conversation": {"id": draft.conversation_id},
-        "store": True,
+        "conversation": {"id": draft.conversation_id} if stored else None,
+        "store": stored,
         "temperature": request.get("temperature"),
         "text": {"format": {"type": "text"}},
         "tool_choice": "none",
         "tools": [],
+        "top_logprobs": request.get("top_logprobs"),
         "top_p": request.get("top_p"),
         "truncation": request.get("truncation"),
         "usage": usage,
         "context": request.get("context"),
+        "continuation_of": request.get("continuation_of"),
     }

@@ -17,10 +17,16 @@ from idefics_chat.server.turns import Turn
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 
+MAX_TOP_LOGPROBS = 20
+LOGPROBS = "message.output_text.logprobs"
+
 _TRANSPORT_FIELDS = {"type", "stream_id", "idempotency_key", "stream", "client_metadata"}
 
 
 StreamId = Annotated[str, Field(max_length=256)]
+
+OnDisconnect = Literal["continue", "cancel"] | Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
+"""What becomes of an answer that nobody reads any more: it goes on, it ends, or it ends after so many seconds."""
 
 
 class ConversationRef(WireModel):
@@ -47,6 +53,13 @@ class ResponseCreate(WireModel):
     presence_penalty: float | None = None
     seed: int | None = None
     num_beams: int | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | Literal["never"] | None = None
+    no_repeat_ngram_size: int | None = None
+    min_new_tokens: int | None = None
+    bad_words: list[str] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    include: list[str] | None = None
     stop: str | list[str] | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     truncation: Literal["auto", "disabled"] | None = None
@@ -54,6 +67,8 @@ class ResponseCreate(WireModel):
     generate: bool = True
     store: bool | None = None
     background: bool | None = None
+    continuation_of: str | None = None
+    on_disconnect: OnDisconnect | None = None
     idempotency_key: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     stream_id: StreamId | None = None
 
@@ -77,6 +92,21 @@ class ResponseResume(WireModel):
     response_id: str
     starting_after: Annotated[int, Field(ge=-1)] = -1
     stream_id: StreamId | None = None
+
+
+class ConversationSubscribe(WireModel):
+    """The `conversation.subscribe` event. `starting_after` is the id of the last item that the client has, or the
+    `cursor` of the last frame that it got; without it only what happens from now on is sent."""
+
+    conversation: str
+    starting_after: Annotated[str, Field(max_length=256)] | None = None
+    stream_id: StreamId | None = None
+
+
+class ConversationUnsubscribe(WireModel):
+    """The `conversation.unsubscribe` event."""
+
+    conversation: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +141,23 @@ class ResumeCommand:
     stream_id: str | None
 
 
-Command = CreateCommand | CancelCommand | InterruptCommand | ResumeCommand
+@dataclass(frozen=True, slots=True)
+class SubscribeCommand:
+    """Send what happens in a conversation, from after `starting_after` or from now on."""
+
+    conversation_id: str
+    starting_after: str | None
+    stream_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class UnsubscribeCommand:
+    """Send no more of a conversation."""
+
+    conversation_id: str
+
+
+Command = CreateCommand | CancelCommand | InterruptCommand | ResumeCommand | SubscribeCommand | UnsubscribeCommand
 
 
 def parse_event(event: dict[str, Any], frames: Sequence[bytes] = ()) -> Command:
@@ -133,6 +179,11 @@ def parse_event(event: dict[str, Any], frames: Sequence[bytes] = ()) -> Command:
         case "response.resume":
             resume = validate(ResponseResume, event)
             return ResumeCommand(resume.response_id, resume.starting_after, resume.stream_id)
+        case "conversation.subscribe":
+            watch = validate(ConversationSubscribe, event)
+            return SubscribeCommand(watch.conversation, watch.starting_after, watch.stream_id)
+        case "conversation.unsubscribe":
+            return UnsubscribeCommand(validate(ConversationUnsubscribe, event).conversation)
         case None:
             raise ApiError("missing_required_parameter", "The event has no type; set type to response.create.", "type")
         case other:
@@ -149,7 +200,8 @@ def parse_body(body: dict[str, Any]) -> Turn:
 
 
 def _turn(create: ResponseCreate, event: dict[str, Any], frames: Sequence[bytes]) -> Turn:
-    _refuse_unsupported(create)
+    _check_unstored(create)
+    _check_continuation(create)
     conversation = create.conversation
     ref = ConversationRef(id=conversation) if isinstance(conversation, str) else conversation or ConversationRef()
     if isinstance(conversation, ConversationRef) and (ref.id is None) == (ref.key is None):
@@ -174,19 +226,43 @@ def _turn(create: ResponseCreate, event: dict[str, Any], frames: Sequence[bytes]
         truncation=create.truncation or "auto",
         generate=create.generate,
         background=bool(create.background),
+        store=create.store is not False,
+        continuation_of=create.continuation_of,
+        on_disconnect=create.on_disconnect,
+        bad_words=tuple(create.bad_words or ()),
+        logprobs=_logprobs(create),
         metadata=create.metadata or {},
         idempotency_key=create.idempotency_key,
         request_hash=_request_hash(event, frames) if create.idempotency_key else None,
     )
 
 
-def _refuse_unsupported(create: ResponseCreate) -> None:
-    """What would be wrong to ignore."""
-    if create.store is False:
-        message = "Every conversation is stored here; leave store out, and delete the conversation when it is over."
-        raise ApiError("unsupported_value", message, "store")
-    if (create.num_beams or 1) != 1:
-        raise ApiError("unsupported_value", "Beam search is not offered; leave num_beams out.", "num_beams")
+def _logprobs(create: ResponseCreate) -> int | None:
+    """How many likeliest tokens are asked for at each place; None where nothing is."""
+    asked = create.top_logprobs is not None or LOGPROBS in (create.include or ())
+    return (create.top_logprobs or 0) if asked else None
+
+
+def _check_unstored(create: ResponseCreate) -> None:
+    """An answer that is not stored has no conversation, is in no background and cannot be asked for again."""
+    if create.store is not False:
+        return
+    for name in ("conversation", "background", "idempotency_key", "continuation_of"):
+        if getattr(create, name):
+            message = f"{name} needs an answer that is stored; leave it out, or store."
+            raise ApiError("unsupported_value", message, name)
+
+
+def _check_continuation(create: ResponseCreate) -> None:
+    """An answer is continued where it is: nothing is said in between."""
+    if create.continuation_of is None:
+        return
+    for name in ("input", "conversation", "previous_response_id", "previous_item_id"):
+        if getattr(create, name):
+            message = f"continuation_of goes on with an answer as it stands; leave {name} out."
+            raise ApiError("invalid_value", message, name)
+    if not create.generate:
+        raise ApiError("invalid_value", "continuation_of generates; leave generate out.", "generate")
 
 
 def _refuse_background(create: ResponseCreate) -> None:

@@ -1,64 +1,59 @@
-"""One websocket connection of `/v1/responses`: frames in, lanes of turns, events out.
+"""One websocket connection of `/v1/responses`: frames in, lanes of turns and subscriptions, events out.
 
 Knows no web framework: it is given a way to receive and a way to send. Turns of one lane run one after another, lanes
 beside each other; a cancel or a resume waits for none of them. An error about a frame is answered and the connection
-stays. When the client goes, its lanes end and the turns go on without it.
+stays. When the client goes, its lanes end; stored turns go on without it as far as their disconnect policy says.
 """
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 from idefics_chat.server.chat import ChatService
-from idefics_chat.server.client_json import parse_json
+from idefics_chat.server.conversation_watch import ConversationWatch
 from idefics_chat.server.errors import ApiError, as_api_error
+from idefics_chat.server.response_log import LogReader
 from idefics_chat.server.responses_request import (
     CancelCommand,
     Command,
     CreateCommand,
     InterruptCommand,
     ResumeCommand,
+    SubscribeCommand,
+    UnsubscribeCommand,
     parse_event,
 )
-from idefics_chat.storage.values import Event
+from idefics_chat.server.socket_frames import (
+    ClientGone,
+    PendingFrames,
+    Receive,
+    Send,
+    SocketLimits,
+    check_size,
+    compact,
+    is_long,
+    on_lane,
+    parse_frame,
+)
+from idefics_chat.storage.store import Store
 
 MAX_LANES = 32
 MAX_WAITING_PER_LANE = 16
-OFF_LOOP_CHARACTERS = 2**20
-"""Frames longer than this are parsed in a thread."""
-
-Receive = Callable[[], Awaitable[str | bytes | None]]
-"""The next frame; None when the client has gone."""
-
-Send = Callable[[str], Awaitable[None]]
-"""Sends a text frame; raises `ClientGone` when the client has gone."""
 
 _log = logging.getLogger(__name__)
-
-
-class ClientGone(Exception):
-    """The client has gone; nothing can be sent any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class SocketLimits:
-    """What one connection may send: bytes in a frame, and binary frames (and bytes in them) before an event."""
-
-    max_frame_bytes: int
-    max_pending_frames: int
-    max_pending_bytes: int
 
 
 class ResponsesSocket:
     """One connection of one owner. `serve` runs it to its end."""
 
-    def __init__(self, chat: ChatService, owner_id: str, receive: Receive, send: Send, limits: SocketLimits) -> None:
+    def __init__(
+        self, chat: ChatService, store: Store, owner_id: str, receive: Receive, send: Send, limits: SocketLimits
+    ) -> None:
         self._chat = chat
+        self._store = store
         self._owner_id = owner_id
         self._receive = receive
         self._send = send
@@ -66,10 +61,12 @@ class ResponsesSocket:
         self._tasks = asyncio.TaskGroup()
         self._senders: set[asyncio.Task[None]] = set()
         self._lanes: dict[str | None, deque[CreateCommand]] = {}
-        self._frames: list[bytes] = []
+        self._subscriptions: dict[str, asyncio.Task[None]] = {}
+        self._frames = PendingFrames(limits)
+        self._unstored = chat.unstored()
 
     async def serve(self) -> None:
-        """Until the client has gone. The turns it asked for go on."""
+        """Until the client has gone."""
         async with self._tasks:
             try:
                 while (frame := await self._receive()) is not None:
@@ -77,19 +74,20 @@ class ResponsesSocket:
             except ClientGone:
                 pass
             finally:
+                self._unstored.close()
                 for task in self._senders:
                     task.cancel()
 
     async def _take(self, frame: str | bytes) -> None:
         event: dict[str, Any] = {}
         try:
-            self._check_size(frame)
+            check_size(frame, self._limits)
             if isinstance(frame, bytes):
-                self._keep(frame)
+                self._frames.keep(frame)
                 return
-            off_loop = len(frame) > OFF_LOOP_CHARACTERS
-            event = await asyncio.to_thread(parse_json, frame) if off_loop else parse_json(frame)
-            frames = self._taken_frames(event)
+            event = await parse_frame(frame)
+            frames = self._frames.take() if event.get("type") == "response.create" else []
+            off_loop = is_long(frame)
             command = await asyncio.to_thread(parse_event, event, frames) if off_loop else parse_event(event, frames)
             await self._obey(command)
         except ClientGone:
@@ -97,61 +95,70 @@ class ResponsesSocket:
         except Exception as error:  # noqa: BLE001  an error about a frame never ends the connection
             await self._send_error(error, event.get("stream_id"))
 
-    def _check_size(self, frame: str | bytes) -> None:
-        size = len(frame.encode()) if isinstance(frame, str) and not frame.isascii() else len(frame)
-        if size > self._limits.max_frame_bytes:
-            message = f"This frame has {size} bytes and at most {self._limits.max_frame_bytes} are taken; send less."
-            raise ApiError("frame_too_large", message)
-
-    def _keep(self, frame: bytes) -> None:
-        """A binary frame waits for the `response.create` that names it."""
-        if (
-            len(self._frames) >= self._limits.max_pending_frames
-            or sum(map(len, self._frames)) + len(frame) > self._limits.max_pending_bytes
-        ):
-            self._frames.clear()
-            message = "Too many images came without a response.create; they were dropped. Send fewer for one turn."
-            raise ApiError("invalid_value", message)
-        self._frames.append(frame)
-
-    def _taken_frames(self, event: dict[str, Any]) -> list[bytes]:
-        """The frames that belong to this event; the next one starts anew."""
-        if event.get("type") != "response.create":
-            return []
-        frames, self._frames = self._frames, []
-        return frames
-
     async def _obey(self, command: Command) -> None:
         match command:
             case CreateCommand():
                 self._enqueue(command)
             case CancelCommand(response_id):
-                await self._chat.cancel(self._owner_id, response_id)
+                await self._cancel(response_id)
             case InterruptCommand(response_id, stream_id):
                 await self._interrupt(response_id, stream_id)
-            case ResumeCommand(response_id, starting_after, stream_id):
-                if len(self._senders) >= MAX_LANES:
-                    raise ApiError("rate_limit_exceeded", f"At most {MAX_LANES} streams run on one connection; wait.")
-                events = await self._chat.follow(self._owner_id, response_id, starting_after)
-                self._spawn(self._stream(events, stream_id))
+            case ResumeCommand():
+                await self._resume(command)
+            case SubscribeCommand():
+                await self._subscribe(command)
+            case UnsubscribeCommand(conversation_id):
+                await self._unsubscribe(conversation_id)
+
+    async def _cancel(self, response_id: str) -> None:
+        if not self._unstored.cancel(response_id):
+            await self._chat.cancel(self._owner_id, response_id)
 
     async def _interrupt(self, response_id: str, stream_id: str | None) -> None:
         """Too late is no error of the turn: clients would take an error event for its end."""
         event: dict[str, object] = {"type": "response.interrupt.accepted", "response_id": response_id}
         try:
-            await self._chat.cancel(self._owner_id, response_id)
+            await self._cancel(response_id)
         except Exception as error:  # noqa: BLE001  every failure is told in the event that is for it
             api_error = as_api_error(error)
             told = {"code": api_error.code, "message": api_error.message}
             event = {"type": "response.interrupt.failed", "response_id": response_id, "error": told}
-        text = json.dumps({**event, "sequence_number": 0}, ensure_ascii=False, separators=(",", ":"))
-        await self._send(on_lane(text, stream_id))
+        await self._send(on_lane(compact({**event, "sequence_number": 0}), stream_id))
+
+    async def _resume(self, command: ResumeCommand) -> None:
+        self._require_place()
+        if (log := self._unstored.log(command.response_id)) is not None:
+            events = log.read(command.starting_after)
+        else:
+            events = await self._chat.follow(self._owner_id, command.response_id, command.starting_after)
+        self._spawn(self._stream(events, command.stream_id))
+
+    async def _subscribe(self, command: SubscribeCommand) -> None:
+        conversation_id = command.conversation_id
+        if conversation_id in self._subscriptions:
+            message = f"This connection watches {conversation_id[:80]} already; unsubscribe first."
+            raise ApiError("already_exists", message, "conversation")
+        self._require_place()
+        watch = ConversationWatch(self._chat, self._store, self._owner_id, conversation_id, command.starting_after)
+        await watch.check()
+        task = self._spawn(self._show(watch.frames(), command.stream_id))
+        self._subscriptions[conversation_id] = task
+        task.add_done_callback(lambda _: self._subscriptions.pop(conversation_id, None))
+
+    async def _unsubscribe(self, conversation_id: str) -> None:
+        task = self._subscriptions.pop(conversation_id, None)
+        if task is None:
+            message = f"This connection does not watch {conversation_id[:80]!r}; subscribe first."
+            raise ApiError("conversation_not_found", message, "conversation")
+        task.cancel()
+        await asyncio.wait([task])
+        told = {"type": "conversation.unsubscribed", "conversation": conversation_id, "code": None, "message": None}
+        await self._send(compact({**told, "subscription": conversation_id, "cursor": None}))
 
     def _enqueue(self, command: CreateCommand) -> None:
         lane = self._lanes.get(command.stream_id)
         if lane is None:
-            if len(self._senders) >= MAX_LANES:
-                raise ApiError("rate_limit_exceeded", f"At most {MAX_LANES} streams run on one connection; wait.")
+            self._require_place()
             self._lanes[command.stream_id] = deque([command])
             self._spawn(self._run_lane(command.stream_id))
         elif len(lane) >= MAX_WAITING_PER_LANE:
@@ -161,10 +168,15 @@ class ResponsesSocket:
         else:
             lane.append(command)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _require_place(self) -> None:
+        if len(self._senders) >= MAX_LANES:
+            raise ApiError("rate_limit_exceeded", f"At most {MAX_LANES} streams run on one connection; wait.")
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._tasks.create_task(work)
         self._senders.add(task)
         task.add_done_callback(self._senders.discard)
+        return task
 
     async def _run_lane(self, stream_id: str | None) -> None:
         lane = self._lanes[stream_id]
@@ -177,31 +189,36 @@ class ResponsesSocket:
             del self._lanes[stream_id]
 
     async def _answer(self, command: CreateCommand) -> None:
+        turns = self._chat if command.turn.store else self._unstored
         try:
-            log = await self._chat.respond(self._owner_id, command.turn)
+            log = await turns.respond(self._owner_id, command.turn)
         except Exception as error:  # noqa: BLE001  every failure is an error event on the lane
             await self._send_error(error, command.stream_id)
         else:
             await self._send_all(log.read(), command.stream_id)
 
-    async def _stream(self, events: AsyncIterator[Event], stream_id: str | None) -> None:
+    async def _stream(self, events: LogReader, stream_id: str | None) -> None:
         with contextlib.suppress(ClientGone):
             await self._send_all(events, stream_id)
 
-    async def _send_all(self, events: AsyncIterator[Event], stream_id: str | None) -> None:
-        async for event in events:
-            await self._send(on_lane(event.payload, stream_id))
+    async def _send_all(self, events: LogReader, stream_id: str | None) -> None:
+        with events:
+            async for event in events:
+                await self._send(on_lane(event.payload, stream_id))
+
+    async def _show(self, frames: AsyncIterator[str], stream_id: str | None) -> None:
+        """A subscription to its end; one that fails says so on its lane."""
+        try:
+            async for text in frames:
+                await self._send(on_lane(text, stream_id))
+        except ClientGone:
+            pass
+        except Exception as error:  # noqa: BLE001  a subscription never ends the connection
+            with contextlib.suppress(ClientGone):
+                await self._send_error(error, stream_id)
 
     async def _send_error(self, error: Exception, stream_id: object) -> None:
         api_error = as_api_error(error)
         if api_error.status >= 500:
             _log.error("a frame was answered with %s", api_error.code, exc_info=error)
-        text = json.dumps(api_error.frame(), ensure_ascii=False, separators=(",", ":"))
-        await self._send(on_lane(text, stream_id if isinstance(stream_id, str) else None))
-
-
-def on_lane(payload: str, stream_id: str | None) -> str:
-    """An event's JSON text with the lane's id added, where there is one."""
-    if stream_id is None:
-        return payload
-    return f'{payload[:-1]},"stream_id":{json.dumps(stream_id)}}}'
+        await self._send(on_lane(compact(api_error.frame()), stream_id if isinstance(stream_id, str) else None))

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from idefics_chat.server.answer_settings import AnswerSettings
 from idefics_chat.server.image_settings import ImageSettings
 
 SHIPPED_MODEL = "idefics-shapes"
@@ -158,6 +159,7 @@ SECTIONS: tuple[type[BaseModel], ...] = (
     StorageSettings,
     RequestSettings,
     ImageSettings,
+    AnswerSettings,
     QuotaSettings,
     ConnectionSettings,
     OperationSettings,
@@ -169,6 +171,7 @@ class Settings(
     OperationSettings,
     ConnectionSettings,
     QuotaSettings,
+    AnswerSettings,
     ImageSettings,
     RequestSettings,
     StorageSettings,

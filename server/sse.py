@@ -8,7 +8,9 @@ within its strings, the only place where they can stand.
 from collections.abc import AsyncIterator
 
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
+from idefics_chat.server.response_log import LogReader
 from idefics_chat.storage.values import Event
 
 DONE = b"data: [DONE]\n\n"
@@ -28,6 +30,19 @@ def data_frame(payload: str) -> bytes:
 def event_frame(event: Event) -> bytes:
     """A frame that is named by the event's type."""
     return f"event: {event.type}\n".encode() + data_frame(event.payload)
+
+
+class ReadingStream(StreamingResponse):
+    """The HTTP answer that streams a log's events. Its reader is closed when it is over, also where its first frame was
+    never asked for."""
+
+    def __init__(self, events: LogReader) -> None:
+        super().__init__(event_frames(events), media_type=SSE_TYPE, headers=SSE_HEADERS)
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._events:
+            await super().__call__(scope, receive, send)
 
 
 async def event_frames(events: AsyncIterator[Event]) -> AsyncIterator[bytes]:

@@ -8,8 +8,9 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from idefics_chat.conversation.messages import Message, TextPart, TokenRecord
 from idefics_chat.inference.requests import (
@@ -18,15 +19,17 @@ from idefics_chat.inference.requests import (
     GenerationRequest,
     GenerationResult,
     TextDelta,
+    TokenLogprob,
 )
 from idefics_chat.inference.sampling_params import SamplingParams
+from idefics_chat.server.attendance import Attendance
 from idefics_chat.server.errors import as_api_error
 from idefics_chat.server.response_events import EventWriter, FinalStatus
 from idefics_chat.server.response_log import ResponseLog
 from idefics_chat.server.response_object import Json, ResponseDraft, error_object, usage_object
 from idefics_chat.server.turn_preparation import PreparedTurn
+from idefics_chat.server.turns import Disconnect
 from idefics_chat.storage.errors import StorageError
-from idefics_chat.storage.store import Store
 from idefics_chat.storage.values import Event, FinishedResponse
 
 FLUSH_INTERVAL_S = 0.25
@@ -50,25 +53,47 @@ class TurnEnd:
     usage: Json | None = None
     error: Json | None = None
     reason: str | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class Keeper(Protocol):
+    """Where a turn's events and end go: the store, or for an unstored turn wherever its asker keeps it."""
+
+    async def append_events(self, response_id: str, events: Sequence[Event]) -> None: ...
+
+    async def finish_response(self, finished: FinishedResponse, events: Sequence[Event]) -> None: ...
 
 
 class TurnRun:
     """One turn under way. `log` is what subscribers read; `opening` holds its first events. First
-    `submit`, then the turn is committed with `opening`, then `run`; a turn that is not committed is cancelled."""
+    `submit`, then the turn is committed with `opening`, then `run`; a turn that is not committed is cancelled.
 
-    def __init__(self, prepared: PreparedTurn, store: Store, engine: Engine, clock: Callable[[], float]) -> None:
+    `on_disconnect` says what becomes of it when its last reader has gone."""
+
+    def __init__(
+        self,
+        prepared: PreparedTurn,
+        keeper: Keeper,
+        engine: Engine,
+        clock: Callable[[], float],
+        on_disconnect: Disconnect = "continue",
+    ) -> None:
         new = prepared.new
         draft = ResponseDraft(
             new.id, new.conversation_id, new.output_id, new.created_at, new.request, new.previous_response_id
         )
         self.log = ResponseLog(new.id, new.conversation_id)
+        self._attendance = Attendance(on_disconnect, self.cancel)
+        self.log.on_readers = self._attendance.count
         self._prepared = prepared
-        self._store = store
+        self._keeper = keeper
         self._engine = engine
         self._clock = clock
         self._writer = EventWriter(draft)
         self._generates = bool(new.request["generate"])
         self.opening = self._writer.begin(with_item=self._generates)
+        if self._generates and prepared.begun is not None and prepared.begun.text:
+            self.opening.append(self._writer.delta(prepared.begun.text))
         self._generation: Generation | None = None
         self._unflushed: list[Event] = []
 
@@ -85,6 +110,10 @@ class TurnRun:
         """Ask for the end between two tokens. Idempotent; what was said is kept."""
         self._submitted().cancel()
 
+    def nobody_reads(self) -> None:
+        """The asker went away before it could read anything."""
+        self._attendance.count(0)
+
     async def run(self) -> None:
         """Run to the end; every error becomes the turn's end. The log is closed when this returns."""
         self.log.publish(self.opening)
@@ -95,6 +124,7 @@ class TurnRun:
         try:
             await self._finish(end)
         finally:
+            self._attendance.end()
             self.log.close()
 
     async def _generate(self) -> TurnEnd:
@@ -111,7 +141,7 @@ class TurnRun:
     async def _collect(self, generation: Generation) -> GenerationResult:
         async for piece in generation:
             if isinstance(piece, TextDelta):
-                event = self._writer.delta(piece.text)
+                event = self._writer.delta(piece.text, piece.logprobs)
                 self._unflushed.append(event)
                 self.log.publish([event])
             else:
@@ -126,6 +156,8 @@ class TurnRun:
             sampling=SamplingParams(**new.request["sampling"]),
             max_output_tokens=self._prepared.max_output_tokens if self._generates else 0,
             stop=tuple(new.request["stop"]),
+            bad_words=tuple(new.request["bad_words"]),
+            logprobs=new.request["top_logprobs"],
             cache_key=new.conversation_id,
         )
 
@@ -139,20 +171,32 @@ class TurnRun:
         if not self._generates and result.finish_reason == "length":
             return TurnEnd("completed", None, usage)
         status, reason = _ENDINGS[result.finish_reason]
+        if reason == "cancelled" and self._attendance.left:
+            reason = "disconnected"
         message = self._answer(result, status) if self._generates else None
-        return TurnEnd(status, message, usage, None, reason)
+        logprobs = result.choices[0].logprobs if result.choices else ()
+        return TurnEnd(status, message, usage, None, reason, logprobs)
 
     def _answer(self, result: GenerationResult, status: FinalStatus) -> Message:
         new = self._prepared.new
         return Message(
             id=new.output_id,
             role="assistant",
-            parts=(TextPart(result.text),),
+            parts=(TextPart(self._writer.text),),
             parent_id=new.messages[-1].id if new.messages else new.parent_id,
             status="completed" if status == "completed" else "incomplete",
             created_at=self._clock(),
-            tokens=TokenRecord(result.token_ids, self._engine.info.tokenizer) if result.token_ids else None,
+            tokens=self._record(result),
         )
+
+    def _record(self, result: GenerationResult) -> TokenRecord | None:
+        """The ids of the whole answer, where all of them are of this tokenizer."""
+        begun, tokenizer = self._prepared.begun, self._engine.info.tokenizer
+        if begun is None or not begun.text:
+            return TokenRecord(result.token_ids, tokenizer) if result.token_ids else None
+        if begun.tokens is None or begun.tokens.tokenizer != tokenizer:
+            return None
+        return TokenRecord((*begun.tokens.ids, *result.token_ids), tokenizer)
 
     def _failure(self, error: Exception) -> TurnEnd:
         cause = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
@@ -173,7 +217,7 @@ class TurnRun:
     async def _flush(self) -> None:
         events = list(self._unflushed)
         if events:
-            await self._store.append_events(self.log.response_id, events)
+            await self._keeper.append_events(self.log.response_id, events)
             del self._unflushed[: len(events)]
 
     async def _finish(self, end: TurnEnd) -> None:
@@ -183,7 +227,7 @@ class TurnRun:
             self.log.response_id, end.status, end.message, now, end.usage, end.error, end.reason
         )
         try:
-            await self._store.finish_response(finished, [*self._unflushed, *closing])
+            await self._keeper.finish_response(finished, [*self._unflushed, *closing])
         except StorageError as error:
             _log.error("response %s could not be stored", self.log.response_id, exc_info=error)
             closing = [self._unstored(closing[-1], error)]
@@ -191,7 +235,12 @@ class TurnRun:
 
     def _closing(self, end: TurnEnd, now: float) -> list[Event]:
         return self._writer.end(
-            end.status, completed_at=now, usage=end.usage, error=end.error, incomplete_reason=end.reason
+            end.status,
+            completed_at=now,
+            usage=end.usage,
+            error=end.error,
+            incomplete_reason=end.reason,
+            logprobs=end.logprobs,
         )
 
     def _unstored(self, terminal: Event, error: StorageError) -> Event:

@@ -7,6 +7,9 @@ from typing import Any, Literal
 from idefics_chat.conversation.messages import Role
 from idefics_chat.inference.sampling_params import SamplingParams
 
+Disconnect = Literal["continue", "cancel"] | float
+"""What becomes of an answer that nobody reads any more: it goes on, ends at once, or ends after so many seconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class InputImage:
@@ -55,6 +58,9 @@ class Turn:
     At most one of `conversation_id`, `conversation_key` and `previous_response_id` is given; none of them means a new
     conversation. `previous_item_id` chooses the item that the turn follows (to branch); it needs a conversation.
     `request_hash` stands for the whole request where `idempotency_key` is given. `generate` False stores and prefills.
+    `continuation_of` names an answer that was cut short, to be given again to where it broke off and on from there.
+    `logprobs` asks for the log-probability of each token of the answer, and of so many likeliest ones beside it.
+    `store` False keeps nothing. `on_disconnect` None is the server's own policy.
     """
 
     input: tuple[InputMessage, ...]
@@ -70,6 +76,11 @@ class Turn:
     truncation: Literal["auto", "disabled"] = "auto"
     generate: bool = True
     background: bool = False
+    store: bool = True
+    continuation_of: str | None = None
+    on_disconnect: Disconnect | None = None
+    bad_words: tuple[str, ...] = ()
+    logprobs: int | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     idempotency_key: str | None = None
     request_hash: str | None = None
@@ -85,6 +96,11 @@ class Turn:
             "truncation": self.truncation,
             "generate": self.generate,
             "background": self.background,
+            "store": self.store,
+            "continuation_of": self.continuation_of,
+            "on_disconnect": self.on_disconnect,
             "sampling": {name: getattr(self.sampling, name) for name in SamplingParams.__slots__},
             "stop": list(self.stop),
+            "bad_words": list(self.bad_words),
+            "top_logprobs": self.logprobs,
         }

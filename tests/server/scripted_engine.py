@@ -29,6 +29,7 @@ class ScriptedGeneration:
 
     request: GenerationRequest
     words: asyncio.Queue[object] = field(default_factory=asyncio.Queue)
+    cancelled: bool = False
 
     def say(self, *words: str) -> None:
         for word in words:
@@ -41,6 +42,7 @@ class ScriptedGeneration:
         self.words.put_nowait(FAIL)
 
     def cancel(self) -> None:
+        self.cancelled = True
         self.finish("cancelled")
 
     def finish(self, reason: FinishReason) -> None:

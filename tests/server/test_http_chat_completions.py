@@ -12,11 +12,12 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from idefics_chat.conversation.prompt import ImageRun
 from idefics_chat.inference.errors import InvalidSampling
-from idefics_chat.inference.requests import GenerationResult, Usage
+from idefics_chat.inference.requests import Choice, GenerationResult, TextDelta, TokenLogprob, Usage
 from idefics_chat.server.app import create_app
 from idefics_chat.server.chat_completion_objects import CompletionHead, completion_object
 from idefics_chat.server.chat_completions_request import parse_completion
 from idefics_chat.server.errors import ApiError
+from idefics_chat.server.http_chat_completions import completion_frames
 from idefics_chat.server.settings import Settings
 from idefics_chat.server.state import ServerState, Services
 from idefics_chat.server.turns import InputImage, InputMessage
@@ -89,7 +90,9 @@ def test_what_is_wrong_is_named() -> None:
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "missing_required_parameter", None),
         ({"messages": [{"role": "user", "content": [part | {"image_url": "ftp://h/x"}]}]}, "invalid_image_url", None),
         ({"messages": [{"role": "user", "content": 7}]}, "invalid_value", "messages.0.content"),
-        (HI | {"n": 2}, "unsupported_value", "n"),
+        (HI | {"n": "2"}, "invalid_value", "n"),
+        (HI | {"top_logprobs": 2}, "invalid_value", "top_logprobs"),
+        (HI | {"logprobs": True, "top_logprobs": 21}, "invalid_value", "top_logprobs"),
         (HI | {"max_tokens": 0}, "invalid_value", "max_tokens"),
         (HI | {"stop": [""]}, "invalid_value", "stop"),
     ):
@@ -236,3 +239,48 @@ async def test_an_answer_is_cancelled_when_its_client_goes_away(
     async with asyncio.timeout(5):
         await cancelled.wait()
         await served
+
+
+def several() -> GenerationResult:
+    """Two answers, the first with log-probabilities."""
+    likely = TokenLogprob(1, b"a", -0.1, (TokenLogprob(2, b"\xff", -0.5),))
+    first, second = Choice("a", (1,), "stop", (likely,)), Choice("b", (2,), "length")
+    return GenerationResult("a", (1,), "stop", Usage(3, 0, 0, 2), (first, second))
+
+
+def test_several_answers_are_given_with_their_log_probabilities() -> None:
+    made = completion_object(CompletionHead("chatcmpl_1", "m", 1.5), several(), with_logprobs=True)
+    completion = ChatCompletion.model_validate(made)
+    assert [(choice.index, choice.message.content, choice.finish_reason) for choice in completion.choices] == [
+        (0, "a", "stop"),
+        (1, "b", "length"),
+    ]
+    assert completion.choices[0].logprobs is not None
+    (token,) = completion.choices[0].logprobs.content or ()
+    assert (token.token, token.bytes, token.logprob) == ("a", [97], -0.1)
+    assert [(likely.token, likely.bytes) for likely in token.top_logprobs] == [("\ufffd", [255])]
+
+
+@pytest.mark.anyio
+async def test_several_answers_are_streamed_each_under_its_number() -> None:
+    class Pieces:
+        async def __aiter__(self) -> AsyncIterator[TextDelta | GenerationResult]:
+            yield TextDelta("b", 1)
+            yield TextDelta("a", 0, several().choices[0].logprobs)
+            yield several()
+
+        def cancel(self) -> None:
+            """It has ended."""
+
+    asked = parse_completion(HI | {"n": 2, "logprobs": True, "stream": True})
+    frames = [frame async for frame in completion_frames(Pieces(), CompletionHead("chatcmpl_1", "m", 1.5), asked)]
+    assert frames.pop() == b"data: [DONE]\n\n"
+    chunks = [ChatCompletionChunk.model_validate_json(frame.removeprefix(b"data: ")) for frame in frames]
+    said = {0: "", 1: ""}
+    ends = {}
+    for chunk in chunks:
+        (choice,) = chunk.choices
+        said[choice.index] += choice.delta.content or ""
+        ends[choice.index] = choice.finish_reason
+    assert (said, ends) == ({0: "a", 1: "b"}, {0: "stop", 1: "length"})
+    assert [len(c.choices[0].logprobs.content or ()) for c in chunks if c.choices[0].logprobs] == [0, 1]

@@ -15,6 +15,8 @@ from idefics_chat.server.responses_request import (
     CancelCommand,
     CreateCommand,
     ResumeCommand,
+    SubscribeCommand,
+    UnsubscribeCommand,
     parse_event,
 )
 from idefics_chat.server.turns import ImageLink, InputImage, InputMessage, UploadedImage
@@ -138,8 +140,14 @@ def test_the_other_commands() -> None:
         ({"conversation": "c", "previous_response_id": "r"}, "invalid_value", "previous_response_id"),
         ({"conversation": {}}, "invalid_value", "conversation"),
         ({"previous_item_id": "m"}, "missing_required_parameter", "conversation"),
-        ({"store": False}, "unsupported_value", "store"),
-        ({"num_beams": 4}, "unsupported_value", "num_beams"),
+        ({"store": False, "conversation": "c"}, "unsupported_value", "conversation"),
+        ({"store": False, "idempotency_key": "k"}, "unsupported_value", "idempotency_key"),
+        ({"continuation_of": "resp_1"}, "invalid_value", "input"),
+        ({"input": None, "continuation_of": "r", "conversation": "c"}, "invalid_value", "conversation"),
+        ({"input": None, "continuation_of": "r", "generate": False}, "invalid_value", "generate"),
+        ({"on_disconnect": "sulk"}, "invalid_value", "on_disconnect"),
+        ({"on_disconnect": -1}, "invalid_value", "on_disconnect"),
+        ({"top_logprobs": 21}, "invalid_value", "top_logprobs"),
         ({"background": True}, "unsupported_value", "background"),
         ({"metadata": {"a": 1}}, "invalid_value", "metadata.a"),
     ],
@@ -230,3 +238,23 @@ def test_an_image_may_be_a_link_or_an_upload_that_is_looked_at_later() -> None:
         ImageLink("HTTPS://h/a.png", "input[0].content[0].image_url"),
         UploadedImage("file_1", "input[0].content[1].file_id"),
     )
+
+
+def test_what_a_turn_may_ask_for_besides() -> None:
+    fields = {"store": False, "on_disconnect": 30, "bad_words": ["cat"], "num_beams": 4, "length_penalty": 0.5}
+    command = parse_event({"type": "response.create", "input": "Hi", **fields})
+    assert isinstance(command, CreateCommand)
+    turn = command.turn
+    assert (turn.store, turn.on_disconnect, turn.bad_words, turn.logprobs) == (False, 30, ("cat",), None)
+    assert (turn.sampling.num_beams, turn.sampling.length_penalty) == (4, 0.5)
+    for asked, logprobs in (({"top_logprobs": 3}, 3), ({"include": ["message.output_text.logprobs"]}, 0)):
+        command = parse_event({"type": "response.create", "input": "Hi", **asked})
+        assert isinstance(command, CreateCommand)
+        assert command.turn.logprobs == logprobs
+
+
+def test_a_subscription_names_its_conversation_and_where_it_begins() -> None:
+    event = {"type": "conversation.subscribe", "conversation": "conv_1", "starting_after": "msg_7", "stream_id": "a"}
+    assert parse_event(event) == SubscribeCommand("conv_1", "msg_7", "a")
+    assert parse_event({"type": "conversation.unsubscribe", "conversation": "conv_1"}) == UnsubscribeCommand("conv_1")
+    assert refused({"type": "conversation.subscribe"}).param == "conversation"

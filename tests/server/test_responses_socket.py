@@ -9,7 +9,11 @@ from typing import Any
 
 import pytest
 
-from idefics_chat.server.responses_socket import ClientGone, ResponsesSocket, SocketLimits, on_lane
+from idefics_chat.server.responses_socket import ResponsesSocket
+from idefics_chat.server.socket_frames import ClientGone, SocketLimits, on_lane
+from tests.server.http_world import answer
+from tests.server.openai_types import check_frame
+from tests.server.waiting import until
 from tests.server.world import World
 
 pytestmark = pytest.mark.anyio
@@ -31,7 +35,9 @@ class Line:
     async def send(self, text: str) -> None:
         if self.gone:
             raise ClientGone
-        self.sent.put_nowait(json.loads(text))
+        frame = json.loads(text)
+        check_frame(frame)
+        self.sent.put_nowait(frame)
 
     async def until(self, *kinds: str) -> dict[str, Any]:
         while (frame := await self.sent.get())["type"] not in kinds:
@@ -42,7 +48,7 @@ class Line:
 @asynccontextmanager
 async def connected(world: World) -> AsyncIterator[Line]:
     line = Line()
-    socket = ResponsesSocket(world.chat, world.owner_id, line.arriving.get, line.send, LIMITS)
+    socket = ResponsesSocket(world.chat, world.store, world.owner_id, line.arriving.get, line.send, LIMITS)
     serving = asyncio.create_task(socket.serve())
     try:
         yield line
@@ -196,3 +202,54 @@ async def test_an_answer_is_read_on_from_a_number_on_another_lane(world: World) 
 def test_a_lane_is_added_to_an_event_as_json() -> None:
     assert json.loads(on_lane('{"a":1}', 'x"y')) == {"a": 1, "stream_id": 'x"y'}
     assert on_lane('{"a":1}', None) == '{"a":1}'
+
+
+async def test_an_unstored_turn_is_followed_up_on_its_connection_and_on_no_other(world: World) -> None:
+    async with connected(world) as line, connected(world) as other:
+        line.say("response.create", input="Hi", store=False)
+        await answer(world, 0, "Hello")
+        first = (await line.until("response.completed"))["response"]
+        line.say("response.create", input="And?", store=False, previous_response_id=first["id"])
+        await answer(world, 1, "Yes")
+        await line.until("response.completed")
+        other.say("response.create", input="And?", store=False, previous_response_id=first["id"])
+        assert (await other.until("error"))["code"] == "previous_response_not_found"
+
+
+async def test_an_unstored_answer_is_cancelled_resumed_and_ended_with_its_connection(world: World) -> None:
+    async with connected(world) as line:
+        line.say("response.create", input="Hi", store=False, stream_id="a")
+        response_id = (await line.until("response.created"))["response"]["id"]
+        (await world.engine.turn(0)).say("Hel")
+        line.say("response.resume", response_id=response_id, stream_id="b")
+        while (frame := await line.sent.get())["stream_id"] == "a":
+            pass
+        assert frame["type"] == "response.created"
+        line.say("response.cancel", response_id=response_id)
+        assert (await line.until("response.incomplete"))["response"]["status"] == "cancelled"
+        line.say("response.create", input="Hi", store=False)
+        await line.until("response.created")
+    await until(lambda: world.engine.asked[1].cancelled)
+
+
+async def test_a_connection_watches_a_conversation_that_another_one_talks_in(world: World) -> None:
+    async with connected(world) as line, connected(world) as other:
+        other.say("response.create", input="Hi")
+        await answer(world, 0, "Hello")
+        conversation = (await other.until("response.completed"))["response"]["conversation"]["id"]
+        line.say("conversation.subscribe", conversation=conversation, stream_id="w")
+        await line.until("conversation.subscribed")
+        line.say("conversation.subscribe", conversation=conversation)
+        assert (await line.until("error"))["code"] == "already_exists"
+        other.say("response.create", input="And?", conversation=conversation)
+        await answer(world, 1, "Yes")
+        added = await line.until("conversation.item.added")
+        assert (added["item"]["content"][0]["text"], added["stream_id"]) == ("And?", "w")
+        assert (await line.until("response.completed"))["cursor"].startswith("resp_")
+        line.say("conversation.unsubscribe", conversation=conversation)
+        assert (await line.until("conversation.unsubscribed"))["code"] is None
+        line.say("conversation.unsubscribe", conversation=conversation)
+        assert (await line.until("error"))["code"] == "conversation_not_found"
+        line.say("conversation.subscribe", conversation="conv_x")
+        assert (await line.until("error"))["code"] == "conversation_not_found"
+    await until(lambda: len(world.chat.feeds) == 0)

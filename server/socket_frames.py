@@ -1,0 +1,84 @@
+"""What the websockets have in common: how frames come and go, and how large they may be. Knows no web framework."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from idefics_chat.server.client_json import parse_json
+from idefics_chat.server.errors import ApiError
+
+OFF_LOOP_CHARACTERS = 2**20
+"""Frames longer than this are parsed in a thread."""
+
+Receive = Callable[[], Awaitable[str | bytes | None]]
+"""The next frame; None when the client has gone."""
+
+Send = Callable[[str], Awaitable[None]]
+"""Sends a text frame; raises `ClientGone` when the client has gone."""
+
+
+class ClientGone(Exception):
+    """The client has gone; nothing can be sent any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class SocketLimits:
+    """What one connection may send: bytes in a frame, and binary frames (and bytes in them) before an event."""
+
+    max_frame_bytes: int
+    max_pending_frames: int
+    max_pending_bytes: int
+
+
+class PendingFrames:
+    """Binary frames that wait for the event that names them."""
+
+    def __init__(self, limits: SocketLimits) -> None:
+        self._limits = limits
+        self._frames: list[bytes] = []
+
+    def keep(self, frame: bytes) -> None:
+        """Keep one more. Raises ApiError, and forgets them all, where it is too many."""
+        size = sum(map(len, self._frames)) + len(frame)
+        if len(self._frames) >= self._limits.max_pending_frames or size > self._limits.max_pending_bytes:
+            self._frames.clear()
+            message = "Too many images came without a response.create; they were dropped. Send fewer for one turn."
+            raise ApiError("invalid_value", message)
+        self._frames.append(frame)
+
+    def take(self) -> list[bytes]:
+        """Those that came; the next one starts anew."""
+        frames, self._frames = self._frames, []
+        return frames
+
+
+def check_size(frame: str | bytes, limits: SocketLimits) -> None:
+    """Raises ApiError `frame_too_large`."""
+    size = len(frame.encode()) if isinstance(frame, str) and not frame.isascii() else len(frame)
+    if size > limits.max_frame_bytes:
+        message = f"This frame has {size} bytes and at most {limits.max_frame_bytes} are taken; send less."
+        raise ApiError("frame_too_large", message)
+
+
+async def parse_frame(frame: str) -> dict[str, Any]:
+    """The event in a text frame. Raises ApiError."""
+    return await asyncio.to_thread(parse_json, frame) if is_long(frame) else parse_json(frame)
+
+
+def is_long(frame: str) -> bool:
+    """Whether the frame is better looked at in a thread."""
+    return len(frame) > OFF_LOOP_CHARACTERS
+
+
+def compact(value: Any) -> str:
+    """The JSON text of a frame."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def on_lane(payload: str, stream_id: str | None) -> str:
+    """An event's JSON text with the lane's id added, where there is one."""
+    if stream_id is None:
+        return payload
+    return f'{payload[:-1]},"stream_id":{json.dumps(stream_id)}}}'
