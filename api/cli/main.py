@@ -6,7 +6,8 @@ import typer
 from rich.console import Console
 
 from idefics_chat import __version__
-from idefics_chat.cli import config, conversations, database, keys
+from idefics_chat.cli import config, conversations, database, image_tasks, keys
+from idefics_chat.cli.batch import batch
 from idefics_chat.cli.serve import serve
 
 app = typer.Typer(
@@ -16,6 +17,9 @@ app = typer.Typer(
     add_completion=True,
 )
 app.command()(serve)
+TASKS = "Image tasks"
+for command in (*image_tasks.COMMANDS, batch):
+    app.command(rich_help_panel=TASKS)(command)
 app.add_typer(config.app, name="config")
 app.add_typer(keys.app, name="keys")
 app.add_typer(database.app, name="db")
@@ -24,13 +28,16 @@ app.add_typer(conversations.app, name="conversations")
 
 def main() -> None:
     """The console script. What goes wrong is a sentence on standard error and exit status 1."""
+    from idefics_chat.conversation.errors import ConversationError
     from idefics_chat.inference.errors import InferenceError
+    from idefics_chat.server.errors import ApiError
     from idefics_chat.server.start_error import StartError
     from idefics_chat.storage.errors import StorageError
+    from idefics_chat.tasks.remote import ServerError
 
     try:
         app()
-    except (StartError, InferenceError, StorageError) as error:
+    except (ApiError, ConversationError, InferenceError, ServerError, StartError, StorageError) as error:
         Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         raise SystemExit(1) from None
 

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -59,12 +61,33 @@ async def open_local(settings: Settings) -> AsyncIterator[AsyncModel]:
     """
     from idefics_chat.server.serving import load_engine
 
-    engine: Any = await asyncio.to_thread(load_engine, settings)
+    engine: Any = await _in_daemon_thread(partial(load_engine, settings))
     try:
         limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
         yield AsyncModel(engine.info.id, TaskRunner(engine), limits)
     finally:
         await engine.aclose()
+
+
+async def _in_daemon_thread(work: Callable[[], T]) -> T:
+    """Do slow work in a thread that dies with the process, so that Ctrl-C need not wait for its end."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(put: Callable[[Any], None], value: Any) -> None:
+        if not done.done():
+            put(value)
+
+    def run() -> None:
+        try:
+            put, value = done.set_result, work()
+        except BaseException as error:  # noqa: BLE001  handed to whoever waits
+            put, value = done.set_exception, error  # type: ignore[assignment]
+        with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
+            loop.call_soon_threadsafe(settle, put, value)
+
+    threading.Thread(target=run, name="model-loader", daemon=True).start()
+    return await done
 
 
 @contextlib.asynccontextmanager

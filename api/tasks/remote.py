@@ -35,6 +35,11 @@ class ServerError(Exception):
         self.code = code
         self.status = status
 
+    @property
+    def ends_all(self) -> bool:
+        """Whether the next request would meet the same: nobody there, going down, or no key."""
+        return self.status in (0, 401, 403) or self.code in ("server_stopping", "unknown_url")
+
 
 class RemoteRunner:
     """Asks one server. An async context manager."""

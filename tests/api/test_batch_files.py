@@ -1,0 +1,131 @@
+"""The files of a batch: nothing twice, nothing lost, wherever a run was broken off."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from idefics_chat.cli.batch_files import BadFile, Journal, read_jobs, write_csv
+
+JOBS = "\n".join(json.dumps({"task": "caption", "image": f"{number}.png"}) for number in range(1, 7))
+LINES = read_jobs(JOBS, {}, is_csv=False)
+
+
+def test_json_lines_are_numbered_as_in_the_file() -> None:
+    lines = read_jobs('\n{"task": "caption"}\n\nnonsense\n[1]\n{"text": "a\u2028b"}\n', {}, is_csv=False)
+    assert [line.number for line in lines] == [2, 4, 5, 6]
+    assert [line.problem is None for line in lines] == [True, False, False, True]
+    assert lines[3].job == {"text": "a\u2028b"}
+
+
+def test_csv_rows_are_jobs_with_lists_by_commas_or_as_json() -> None:
+    text = 'task,image,categories,num_beams,stop\nclassify,a.png,"a, b",2,\nclassify,b.png,"[""a,b"", ""c""]",,x\n'
+    first, second = read_jobs(text, {}, is_csv=True)
+    assert first.job == {"task": "classify", "image": "a.png", "categories": ["a", "b"], "num_beams": "2"}
+    assert second.job == {"task": "classify", "image": "b.png", "categories": ["a,b", "c"], "stop": ["x"]}
+
+
+def test_options_hold_for_jobs_that_do_not_say_otherwise_and_make_them_other_jobs() -> None:
+    text = '{"task": "story"}\n{"task": "story", "num_beams": 3}'
+    plain, beams = read_jobs(text, {"num_beams": 2}, is_csv=False)
+    assert (plain.job["num_beams"], beams.job["num_beams"]) == (2, 3)
+    bare = read_jobs(text, {}, is_csv=False)
+    assert plain.key != bare[0].key
+    assert beams.key == bare[1].key
+
+
+def journal(folder: Path) -> Journal:
+    return Journal(folder / "results.jsonl", LINES)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(
+    order=st.permutations(range(6)),
+    written=st.integers(0, 6),
+    cut=st.integers(0, 400),
+    texts=st.lists(st.text(max_size=8), min_size=6, max_size=6),
+)
+def test_a_run_broken_off_at_any_byte_goes_on_without_loss_or_repeat(
+    tmp_path: Path, order: list[int], written: int, cut: int, texts: list[str]
+) -> None:
+    path = tmp_path / "results.jsonl"
+    path.unlink(missing_ok=True)
+    with journal(tmp_path) as first:
+        for index in order[:written]:
+            first.write({"text": texts[index]}, LINES[index])
+    data = path.read_bytes()
+    whole = data[: max(0, len(data) - cut)]
+    path.write_bytes(whole)
+    with journal(tmp_path) as again:
+        # What a crash leaves whole is known, and nothing else is.
+        assert list(again.done) == [LINES[index].number for index in order[: whole.count(b"\n")]]
+        for line in LINES:
+            if line.number not in again.done:
+                again.write({"text": texts[line.number - 1]}, line)
+        again.put_in_order()
+    results = [json.loads(line) for line in path.read_bytes().splitlines()]
+    assert [result["line"] for result in results] == [1, 2, 3, 4, 5, 6]
+    assert [result["text"] for result in results] == texts
+
+
+def test_results_of_other_jobs_are_refused_and_left_alone(tmp_path: Path) -> None:
+    with journal(tmp_path) as first:
+        first.write({"text": "a"}, LINES[0])
+    before = (tmp_path / "results.jsonl").read_bytes()
+    others = read_jobs('{"task": "ask"}', {}, is_csv=False)
+    with pytest.raises(BadFile, match="other jobs"), Journal(tmp_path / "results.jsonl", others):
+        raise AssertionError("it was taken")
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+
+
+def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").write_text("my diary\n")
+    with pytest.raises(BadFile, match="something else"), journal(tmp_path):
+        raise AssertionError("it was taken")
+    assert (tmp_path / "results.jsonl").read_text() == "my diary\n"
+
+
+def test_two_runs_at_once_are_not_let_at_one_file(tmp_path: Path) -> None:
+    with journal(tmp_path) as first:
+        with pytest.raises(BadFile, match="Another run"), journal(tmp_path):
+            raise AssertionError("it was taken")
+        first.forget_failures()  # puts a new file in its place
+        with pytest.raises(BadFile, match="Another run"), journal(tmp_path):
+            raise AssertionError("it was taken")
+
+
+def test_what_failed_runs_again_only_when_asked_to(tmp_path: Path) -> None:
+    with journal(tmp_path) as first:
+        first.write({"text": "a"}, LINES[0])
+        first.write({"error": {"code": "invalid_image", "message": "No."}}, LINES[1])
+    with journal(tmp_path) as again:
+        assert again.done == {1: True, 2: False}
+        again.forget_failures()
+        assert again.done == {1: True}
+        again.write({"text": "b"}, LINES[1])
+    assert [json.loads(line)["line"] for line in (tmp_path / "results.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadFile, match="cannot be written"), Journal(tmp_path / "file" / "results.jsonl", LINES):
+        raise AssertionError("it was opened")
+
+
+def test_csv_results_hold_texts_of_any_kind(tmp_path: Path) -> None:
+    usage = {"input_tokens": 4, "output_tokens": 9}
+    records = [
+        {"line": 1, "task": "story", "image": "a.png", "text": 'One,\n"two"', "usage": usage, "finish_reason": "stop"},
+        {"line": 2, "text": "cat", "scores": {"cat": 0.9, "dog": 0.1}, "usage": usage},
+        {"line": 3, "error": {"code": "invalid_image", "message": "No."}},
+    ]
+    write_csv(tmp_path / "results.csv", records)
+    with (tmp_path / "results.csv").open(newline="") as stream:
+        first, second, third = csv.DictReader(stream)
+    assert first["text"] == 'One,\n"two"'
+    assert (first["input_tokens"], first["output_tokens"]) == ("4", "9")
+    assert json.loads(second["scores"]) == {"cat": 0.9, "dog": 0.1}
+    assert (third["error_code"], third["error"], third["text"]) == ("invalid_image", "No.", "")
