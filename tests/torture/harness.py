@@ -6,7 +6,6 @@ holds. A turn that was not acknowledged is sent again under its key and must not
 """
 
 import json
-import math
 import random
 import sqlite3
 import threading
@@ -14,7 +13,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,9 @@ from tests.end_to_end.server_process import ServerProcess
 from tests.torture.forked_server import END_S, ForkedServer, Zygote
 
 CLIENTS = 6
-LIFE_S = (0.05, 2.0)
-"""Short lives are as likely as long ones: as many between 0.05 and 0.3 s as between 0.3 and 2 s."""
+LONGEST_LIFE_S = 30.0
+MOST_ACKNOWLEDGED, MOST_DELTAS = 8, 300
+AFTERWARDS_S = 0.05
 STARTING_SHARE, STARTING_S = 0.1, (0.0, 0.5)
 EPOCH_KILLS = 50
 RAMBLE = {"temperature": 2, "repetition_penalty": 10, "max_output_tokens": 120}
@@ -43,6 +43,25 @@ class Turn:
     streamed: str = ""
     end: dict[str, Any] | None = None
     request: dict[str, Any] = field(default_factory=dict)
+
+
+class Happenings:
+    """What clients saw in one life of the server: turns acknowledged, and pieces of answers streamed."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._count = {"acknowledged": 0, "deltas": 0}
+
+    def saw(self, what: str) -> None:
+        """One more."""
+        with self._changed:
+            self._count[what] += 1
+            self._changed.notify_all()
+
+    def wait_for(self, what: str, count: int) -> None:
+        """Until there are so many, or a life is over that was too long."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._count[what] >= count, LONGEST_LIFE_S)
 
 
 class UncheckedClient(Client):
@@ -62,18 +81,19 @@ class TalkingClient:
         self.conversation_key = f"torture:{number}"
         self.turns: list[Turn] = []
         self.complaint: Exception | None = None
+        self.resumed = 0
         self._image = image
         self._rng = rng
 
-    def talk(self, url: str) -> None:
+    def talk(self, url: str, happenings: Happenings) -> None:
         """Until the server dies. A turn that was under way is read on; one that was not acknowledged is sent again."""
         try:
             with UncheckedClient(url) as client:
                 if self.turns and self.turns[-1].end is None:
-                    self._finish(client, self.turns[-1])
+                    self._finish(client, self.turns[-1], happenings)
                 while True:
                     self.turns.append(self._new_turn())
-                    self._finish(client, self.turns[-1])
+                    self._finish(client, self.turns[-1], happenings)
         except (ConnectionClosed, InvalidMessage, OSError, EOFError):
             return
         except Exception as error:  # noqa: BLE001 (raised again where the clients are waited for)
@@ -87,11 +107,12 @@ class TalkingClient:
         turn.request = {"input": [message(turn.text, *image)], **place, **ramble}
         return turn
 
-    def _finish(self, client: Client, turn: Turn) -> None:
+    def _finish(self, client: Client, turn: Turn, happenings: Happenings) -> None:
         if turn.response_id is None:
             client.send("response.create", **turn.request)
         else:
             turn.streamed = ""
+            self.resumed += 1
             client.send("response.resume", response_id=turn.response_id)
         for event in client.events():
             if event["type"] == "error":
@@ -99,7 +120,10 @@ class TalkingClient:
             if event["type"] == "response.created":
                 turn.response_id = event["response"]["id"]
                 turn.streamed = ""
-            turn.streamed += event.get("delta", "")
+                happenings.saw("acknowledged")
+            if "delta" in event:
+                turn.streamed += event["delta"]
+                happenings.saw("deltas")
             if event["type"] in ENDS:
                 turn.end = event["response"]
                 assert turn.end["status"] != "failed", f"a turn failed: {turn.end['error']}"
@@ -108,7 +132,7 @@ class TalkingClient:
 @dataclass
 class Tally:
     """What was checked so far. `starting` kills came while the server started, `cold` ones after a start from
-    nothing."""
+    nothing. `resumed` is how often a stream was read on after a kill, `cut_off` how many answers a kill ended."""
 
     kills: int = 0
     starting: int = 0
@@ -116,6 +140,19 @@ class Tally:
     acknowledged: int = 0
     completed: int = 0
     cut_off: int = 0
+    resumed: int = 0
+
+    def with_turns_of(self, clients: list[TalkingClient]) -> "Tally":
+        """The tally with what these clients saw."""
+        turns = [turn for client in clients for turn in client.turns]
+        ends = Counter(turn.end["status"] for turn in turns if turn.end is not None)
+        return replace(
+            self,
+            acknowledged=self.acknowledged + sum(turn.response_id is not None for turn in turns),
+            completed=self.completed + ends["completed"],
+            cut_off=self.cut_off + ends["incomplete"],
+            resumed=self.resumed + sum(client.resumed for client in clients),
+        )
 
 
 class Servers:
@@ -171,8 +208,9 @@ def torture(
         while tally.kills < last:
             kill_once(database, clients, Servers(zygote), rng, tally, cold=cold)
             cold = False
-            say(f"{tally.kills} kills, {sum(len(client.turns) for client in clients)} turns, all there")
-        check_whole(database, clients, Servers(zygote), tally)
+            say(str(tally.with_turns_of(clients)))
+        check_whole(database, clients, Servers(zygote))
+        tally = tally.with_turns_of(clients)
     return tally
 
 
@@ -186,19 +224,25 @@ def kill_once(
     else:
         with servers.start(database, cold=cold) as server:
             seen = snapshot(clients)
-            talk_until_killed(server, clients, math.exp(rng.uniform(*map(math.log, LIFE_S))))
+            talk_until_killed(server, clients, rng)
         tally.cold += cold or not servers.forks
         check_streams(clients, seen)
     check_database(database, clients)
     tally.kills += 1
 
 
-def talk_until_killed(server: ServerProcess, clients: list[TalkingClient], life_s: float) -> None:
-    """All clients talk; after `life_s` the server is killed. Raises what a client has to complain of."""
-    threads = [threading.Thread(target=client.talk, args=(server.url,)) for client in clients]
+def talk_until_killed(server: ServerProcess, clients: list[TalkingClient], rng: random.Random) -> None:
+    """All clients talk; the server is killed a moment after so many turns were acknowledged, or pieces of answers
+    streamed, as chance wants. Raises what a client has to complain of."""
+    happenings = Happenings()
+    threads = [threading.Thread(target=client.talk, args=(server.url, happenings)) for client in clients]
     for thread in threads:
         thread.start()
-    threading.Event().wait(life_s)
+    if rng.random() < 0.5:
+        happenings.wait_for("acknowledged", rng.randint(0, MOST_ACKNOWLEDGED))
+    else:
+        happenings.wait_for("deltas", rng.randint(1, MOST_DELTAS))
+    threading.Event().wait(rng.uniform(0, AFTERWARDS_S))
     server.kill()
     for thread in threads:
         thread.join(30)
@@ -208,7 +252,7 @@ def talk_until_killed(server: ServerProcess, clients: list[TalkingClient], life_
             raise client.complaint
 
 
-def check_whole(database: Path, clients: list[TalkingClient], servers: Servers, tally: Tally) -> None:
+def check_whole(database: Path, clients: list[TalkingClient], servers: Servers) -> None:
     """A last start, at which every turn that was acknowledged is read again, a clean stop, and the file verified."""
     with servers.start(database, cold=False) as server:
         for client in clients:
@@ -216,10 +260,6 @@ def check_whole(database: Path, clients: list[TalkingClient], servers: Servers, 
         assert server.terminate() == 0
     report = verify(database)
     assert report.sound, report.problems
-    turns = [turn for client in clients for turn in client.turns]
-    tally.acknowledged += sum(turn.response_id is not None for turn in turns)
-    tally.completed += sum(turn.end is not None and turn.end["status"] == "completed" for turn in turns)
-    tally.cut_off += sum(turn.end is not None and turn.end["status"] == "incomplete" for turn in turns)
 
 
 def snapshot(clients: list[TalkingClient]) -> dict[str, str]:

@@ -15,3 +15,4 @@ def test_nothing_acknowledged_is_lost_when_the_server_is_killed(tmp_path: Path) 
         tally = torture(tmp_path, picture((220, 30, 30), "circle"), kills=6, seed=1, zygote=zygote)
     assert (tally.kills, tally.cold) == (6, 1)
     assert tally.acknowledged > 6
+    assert tally.resumed > 0
