@@ -26,7 +26,7 @@ from tests.torture.forked_server import END_S, ForkedServer, Zygote
 
 CLIENTS = 6
 LONGEST_LIFE_S = 30.0
-MOST_ACKNOWLEDGED, MOST_DELTAS = 8, 300
+MOST_ACKNOWLEDGED, MOST_DELTAS = 8, 100
 AFTERWARDS_S = 0.05
 STARTING_SHARE, STARTING_S = 0.1, (0.0, 0.5)
 EPOCH_KILLS = 50
@@ -101,7 +101,7 @@ class TalkingClient:
 
     def _new_turn(self) -> Turn:
         turn = Turn(f"say {uuid.uuid4().hex}")
-        image = [self._image] if self._rng.random() < 0.3 else []
+        image = [self._image] if self._rng.random() < 0.15 else []
         ramble = {**RAMBLE, "seed": self._rng.randrange(99)} if self._rng.random() < 0.5 else {}
         place = {"conversation": {"key": self.conversation_key}, "idempotency_key": turn.key}
         turn.request = {"input": [message(turn.text, *image)], **place, **ramble}
