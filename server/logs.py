@@ -30,6 +30,11 @@ def set_up_logs(form: Literal["text", "json"], level: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines(show_messages) if form == "json" else TextLines(show_messages))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    hush_others()
+
+
+def hush_others() -> None:
+    """Hear of other packages' loggers only what is wrong: some log what clients write in addresses."""
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -68,6 +73,14 @@ class TextLines(logging.Formatter):
     def __init__(self, show_messages: bool = False) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
         self._show_messages = show_messages
+
+    def format(self, record: logging.LogRecord) -> str:
+        # A handler before us may have left its own rendering of the exception, which we would take over.
+        record.exc_text = None
+        try:
+            return super().format(record)
+        finally:
+            record.exc_text = None
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         fields = {**_request(), **getattr(record, "fields", {})}

@@ -196,6 +196,7 @@ async def test_who_reads_nothing_is_dropped_with_a_code_slows_nobody_and_can_com
         assert events[-1]["type"] == "response.completed"
         await live.until(lambda: any(c.close_sent for c in live.server.server_state.connections))
         got = await unread.drain()
+        unread.socket.close()
         assert (1013).to_bytes(2) + b"you read too slowly" in got[-40:]
         async with live.connect() as again:
             await again.send(json.dumps({"type": "response.resume", "response_id": row.id, "starting_after": 500}))
