@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
-from idefics_chat.inference.detokenizer import Detokenizer
+from idefics_chat.inference.detokenizer import UNSETTLED, Detokenizer
 from idefics_chat.inference.requests import FinishReason
 from idefics_chat.inference.stop_strings import StopStrings
 
@@ -17,16 +17,23 @@ class Answer:
     """The text and ids of one answer.
 
     `prefix` is taken off the start of the text once, if it is there. `max_tokens` bounds the ids, the end token not
-    counted.
+    counted. `before` are the ids of an answer that this one goes on with; they are no part of its text and ids.
     """
 
     def __init__(
-        self, backend: Tokenizer, end_ids: frozenset[int], max_tokens: int, stops: Sequence[str] = (), prefix: str = ""
+        self,
+        backend: Tokenizer,
+        end_ids: frozenset[int],
+        max_tokens: int,
+        stops: Sequence[str] = (),
+        prefix: str = "",
+        before: Sequence[int] = (),
     ) -> None:
         self._backend = backend
         self._end_ids = end_ids
         self._max_tokens = max_tokens
-        self._detokenizer = Detokenizer(backend)
+        self._before = tuple(before)
+        self._detokenizer = Detokenizer(backend, self._before)
         self._stops = StopStrings(stops)
         self._prefix = prefix
         self._unstarted: str | None = ""  # the start of the text, while it may still be the prefix
@@ -89,7 +96,7 @@ class Answer:
         if not self._stops.found:
             return tuple(self._ids)
         for count in range(len(self._ids), 0, -1):
-            text = self._backend.decode(self._ids[:count], skip_special_tokens=True).removeprefix(self._prefix)
+            text = self._decoded(self._ids[:count])
             if text == self.text:
                 return tuple(self._ids[:count])
             if len(text) < len(self.text):
@@ -100,6 +107,12 @@ class Answer:
         if piece:
             self._pieces.append(piece)
         return piece
+
+    def _decoded(self, ids: list[int]) -> str:
+        """The text of the answer's ids, all at once."""
+        before = self._backend.decode(self._before, skip_special_tokens=True).rstrip(UNSETTLED)
+        text = self._backend.decode([*self._before, *ids], skip_special_tokens=True)
+        return str(text[len(before) :]).removeprefix(self._prefix)
 
     def _unprefixed(self, piece: str, last: bool = False) -> str:
         if self._unstarted is None:

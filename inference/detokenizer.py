@@ -13,6 +13,7 @@ in a way of their own (they take a space off), and so the new part is never the 
 """
 
 import re
+from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
@@ -21,17 +22,19 @@ _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 class Detokenizer:
-    """Decodes one answer; special tokens give no text.
+    """Decodes one answer; special tokens give no text. `before` are ids that the answer goes on behind, whose text was
+    given out already.
 
     `push` and `finish` return pieces; after `finish` nothing more may be pushed.
     """
 
-    def __init__(self, backend: Tokenizer) -> None:
+    def __init__(self, backend: Tokenizer, before: Sequence[int] = ()) -> None:
         self._backend = backend
         self._special = {index for index, token in backend.get_added_tokens_decoder().items() if token.special}
-        self._tail: list[int] = []
-        self._settled_ids = 0  # of `_tail`: the clean stretch before what is new
-        self._given = ""  # what was given out of the text of `_tail`
+        self._tail = list(before)
+        self._settled_ids = len(self._tail)  # of `_tail`: the clean stretch before what is new
+        # What was given out of the text of `_tail`. Where `before` ends within a character, that comes whole.
+        self._given = self._decode(self._tail).rstrip(UNSETTLED)
 
     def push(self, token_id: int) -> str:
         """Take one more id; return the text that is settled by it, which may be empty."""

@@ -38,7 +38,7 @@ class JobMaker:
             prompt=prompt,
             places=self._family.places(prompt.images),
             images=images,
-            answers=[self._answer(request, max_tokens) for _ in range(sampling.n)],
+            answers=[self._answer(request, prompt, max_tokens) for _ in range(sampling.n)],
             samplers=self._samplers(request, prompt),
             sink=sink,
             max_tokens=max_tokens,
@@ -50,9 +50,10 @@ class JobMaker:
             scored_from=len(prompt) - prompt.run_lengths[-1] if scored else None,
         )
 
-    def _answer(self, request: GenerationRequest, max_tokens: int) -> Answer:
+    def _answer(self, request: GenerationRequest, prompt: EncodedPrompt, max_tokens: int) -> Answer:
         backend, end_ids = self._loaded.facts.backend, self._loaded.end_ids
-        return Answer(backend, end_ids, max_tokens, _stops(request), request.prompt.answer_prefix)
+        before = prompt.ids[-prompt.run_lengths[-1] :] if request.continues else ()
+        return Answer(backend, end_ids, max_tokens, _stops(request), request.prompt.answer_prefix, before)
 
     def _samplers(self, request: GenerationRequest, prompt: EncodedPrompt) -> list[Sampler]:
         """One for each answer that is drawn apart; one for all beams."""

@@ -39,6 +39,7 @@ class GenerationRequest:
     `bad_words` are never said; each is what the tokenizer makes of it, so that where it tells a word behind a space
     from one at a beginning, both are to be given (as with `bad_words_ids` of transformers). `logprobs` None gives none;
     a number gives the log-probability of each token that was chosen, and those of so many likeliest ones beside it.
+    `continues`: the prompt's last run is the beginning of the answer; what is given is the rest, which joins it.
     """
 
     prompt: Prompt
@@ -50,6 +51,7 @@ class GenerationRequest:
     timeout_s: float | None = None
     bad_words: Sequence[str] = ()
     logprobs: int | None = None
+    continues: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,6 +159,7 @@ class TurnRun:
             bad_words=tuple(new.request["bad_words"]),
             logprobs=new.request["top_logprobs"],
             cache_key=new.conversation_id,
+            continues=bool(self._prepared.begun and self._prepared.begun.text),
         )
 
     def _submitted(self) -> Generation:

@@ -83,3 +83,16 @@ def test_a_stop_string_inside_a_token_leaves_no_record(tokenizer, backend):
     assert text == "a the q" or text.endswith("the q")
     assert answer.finish_reason == "stop"
     assert answer.token_ids() == () or tokenizer.decode(answer.token_ids()) == text
+
+
+def test_an_answer_that_goes_on_keeps_its_spaces_and_its_own_ids(tokenizer, backend):
+    ids = tokenizer.encode("the quick brown fox", add_special_tokens=False)
+    for cut in range(1, len(ids)):
+        answer = Answer(backend, frozenset(), 100, before=ids[:cut])
+        assert tokenizer.decode(ids[:cut]) + told(answer, ids[cut:]) == tokenizer.decode(ids)
+        assert answer.token_ids() == tuple(ids[cut:])
+    stopped = Answer(backend, frozenset(), 100, [" fox"], before=ids[:1])
+    said = tokenizer.decode(ids[:1]) + told(stopped, ids[1:])
+    assert said == "the quick brown"
+    record = stopped.token_ids()
+    assert not record or tokenizer.decode([*ids[:1], *record]) == said

@@ -81,3 +81,26 @@ def test_a_long_answer_costs_time_in_proportion_to_its_length(tokenizer):
 
     seconds(1)
     assert seconds(12) < 12 * 4 * max(seconds(1), 0.002)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_goes_on_behind_other_ids_is_the_rest_of_their_text(tokenizer, text):
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    for cut in range(len(ids) + 1):
+        detokenizer = Detokenizer(tokenizer.backend_tokenizer, ids[:cut])
+        rest = "".join([*(detokenizer.push(index) for index in ids[cut:]), detokenizer.finish()])
+        # A character that was cut through is shown as U+FFFD before, and comes whole behind.
+        assert full_decode(tokenizer, ids[:cut]).rstrip("\ufffd") + rest == full_decode(tokenizer, ids)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_ids_go_on_behind_any_others(tokenizer, data):
+    size = tokenizer.backend_tokenizer.get_vocab_size()
+    before = data.draw(st.lists(st.integers(0, size - 1), max_size=8))
+    ids = data.draw(st.lists(st.integers(0, size - 1), max_size=8))
+    detokenizer = Detokenizer(tokenizer.backend_tokenizer, before)
+    rest = "".join([*(detokenizer.push(index) for index in ids), detokenizer.finish()])
+    given_before = full_decode(tokenizer, before).rstrip("\ufffd")
+    whole = full_decode(tokenizer, [*before, *ids])
+    assert not whole.startswith(given_before) or given_before + rest == whole
