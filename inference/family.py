@@ -24,6 +24,11 @@ class PreparedImage:
     inputs: Mapping[str, Tensor] = field(repr=False)
     token_ids: tuple[int, ...]
 
+    @property
+    def shape(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Images of equal shape can be encoded together."""
+        return tuple((name, tuple(tensor.shape)) for name, tensor in self.inputs.items())
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
@@ -67,8 +72,8 @@ class Family(Protocol):
         """Make an RGB image ready. May be called from any thread."""
         ...
 
-    def encode(self, prepared: PreparedImage) -> EncodedImage:
-        """Run the vision part on one image."""
+    def encode(self, prepared: Sequence[PreparedImage]) -> list[EncodedImage]:
+        """Run the vision part on images of one shape, all at once."""
         ...
 
     def restore(self, tensors: Sequence[Tensor]) -> EncodedImage | None:

@@ -52,14 +52,16 @@ class Idefics:
         pixels: Tensor = self._image_processor([image], return_tensors="pt")
         return PreparedImage({"pixel_values": pixels}, self.fixed_image_tokens or ())
 
-    def encode(self, prepared: PreparedImage) -> EncodedImage:
+    def encode(self, prepared: Sequence[PreparedImage]) -> list[EncodedImage]:
         """For each projection of the cross-attention layers, in order, its output `(latents, width)`."""
         inner = self._model.model
-        pixels = prepared.inputs["pixel_values"].to(self._model.device, self._model.dtype)
+        pixels = torch.cat([image.inputs["pixel_values"] for image in prepared])
+        pixels = pixels.to(self._model.device, self._model.dtype)
         features: Tensor = inner.vision_model(pixel_values=pixels).last_hidden_state
         if self._model.config.use_resampler:
             features = inner.perceiver_resampler(features)
-        return EncodedImage(tuple(projection.project(features[0]) for projection in self._projections))
+        projected = [projection.project(features) for projection in self._projections]
+        return [EncodedImage(tuple(one[index].clone() for one in projected)) for index in range(len(prepared))]
 
     def restore(self, tensors: Sequence[Tensor]) -> EncodedImage | None:
         wanted = [(self._latents, projection.width) for projection in self._projections]
@@ -180,9 +182,9 @@ class _Projection(nn.Module):
         return device
 
     def project(self, features: Tensor) -> Tensor:
-        """Project features `(tokens, width in)` to `(tokens, width out)`."""
-        projected: Tensor = self.inner(features[None])[0]
-        return projected.contiguous()
+        """Project features `(images, tokens, width in)` to `(images, tokens, width out)`."""
+        projected: Tensor = self.inner(features)
+        return projected
 
     def forward(self, features: Tensor) -> Tensor:
         projected: Tensor = self.inner(features) if self.ready is None else self.ready

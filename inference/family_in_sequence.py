@@ -57,11 +57,18 @@ class InSequence:
         rows, columns = (int(inputs.pop(name, [[0]])[0][0]) for name in ("rows", "cols"))
         return PreparedImage(inputs, self._encode_runs(self.frame(rows, columns, inputs["pixel_values"].shape[1])))
 
-    def encode(self, prepared: PreparedImage) -> EncodedImage:
+    def encode(self, prepared: Sequence[PreparedImage]) -> list[EncodedImage]:
         """Features `(image tokens, hidden)`."""
-        inputs = {name: tensor.to(self._model.device) for name, tensor in prepared.inputs.items()}
+        names = list(prepared[0].inputs)
+        inputs = {name: torch.cat([image.inputs[name] for image in prepared]).to(self._model.device) for name in names}
         found = self._model.get_image_features(**inputs, return_dict=True).pooler_output
-        return EncodedImage((torch.cat(list(found)),))
+        features = torch.cat([part.reshape(-1, part.shape[-1]) for part in found])
+        wanted = [image.token_ids.count(self._model.config.image_token_id) for image in prepared]
+        if len(prepared) > 1 and len(features) != sum(wanted):
+            # A tile without any content is left out by the model, and the images can no longer be told apart.
+            return [self.encode([image])[0] for image in prepared]
+        sizes = wanted if len(prepared) > 1 else [len(features)]
+        return [EncodedImage((part.clone(),)) for part in torch.split(features, sizes)]
 
     def restore(self, tensors: Sequence[Tensor]) -> EncodedImage | None:
         width = self._embed.weight.shape[1]

@@ -58,14 +58,17 @@ class PrefixStore:
 
     def find(self, group: Hashable, keys: Sequence[TokenKey]) -> tuple[Prefix | None, int]:
         """The prefix of that group with the most tokens in common with `keys`, and how many those are."""
+        best, length = self.longest(group, keys)
+        return (None, 0) if best is None else (self._touch(best), length)
+
+    def longest(self, group: Hashable, keys: Sequence[TokenKey]) -> tuple[int | None, int]:
+        """The number of that prefix and the tokens in common; its age stays what it was."""
         best, best_length = None, 0
         for number in self._groups.get(group, ()):
             length = common_length(self._peek(number).keys, keys)
             if length > best_length:
                 best, best_length = number, length
-        if best is None:
-            return None, 0
-        return self._touch(best), best_length
+        return best, best_length
 
     def park(self, group: Hashable, prefix: Prefix) -> None:
         """Keep a prefix; those of its group that it begins with are forgotten, since it holds all of them."""

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -27,6 +28,9 @@ from idefics_chat.inference.requests import FinishReason
 from idefics_chat.inference.slot_rows import SlotRows
 
 logger = logging.getLogger(__name__)
+
+MOST_TOGETHER = 16
+"""Images that are encoded in one go."""
 
 Result = TypeVar("Result")
 
@@ -183,7 +187,7 @@ class Scheduler:
             self._pace.prefilled(read, seconds)
             self.counters.tokens_prefilled += read
             self.counters.prefill_seconds += seconds
-            # An image was encoded: that takes long, and others may be waiting for their next token.
+            # Images were encoded: that takes long, and others may be waiting for their next token.
             left -= left if read == 0 and self._rows.decoding else read
 
     def _next_to_read(self) -> Job | None:
@@ -209,7 +213,7 @@ class Scheduler:
         lead = job.lead
         end = min(len(job.prompt), lead.filled + limit)
         places = job.places[lead.filled : end]
-        if self._encode_one(job, {place[0] for place in places if place is not None}):
+        if self._encode_images(job, {place[0] for place in places if place is not None}):
             return 0
         step = Chunk(lead.row, lead.filled, end)
         images = job.encoded_images()
@@ -234,22 +238,59 @@ class Scheduler:
         self.counters.first_tokens += 1
         self.counters.first_token_seconds += self._clock() - job.arrived_s
 
-    def _encode_one(self, job: Job, digests: set[str]) -> bool:
-        """Encode one of those images, unless all are encoded or known; whether one was."""
+    def _encode_images(self, job: Job, digests: set[str]) -> bool:
+        """Encode those images, unless all are encoded or known, and others that are waited for; whether any was."""
+        missing = self._missing(job, digests)
+        if not missing:
+            return False
+        together = self._with_others(job, missing)
+        try:
+            encoded = self._family.encode([image for _, image in together])
+        except Exception:
+            if len(together) == 1:
+                raise
+            logger.warning("images could not be encoded together; trying one by itself", exc_info=True)
+            together = together[:1]
+            encoded = self._family.encode([together[0][1]])
+        for (digest, prepared), image in zip(together, encoded, strict=True):
+            self._take_encoded(digest, prepared, image)
+        return True
+
+    def _missing(self, job: Job, digests: set[str]) -> list[tuple[str, PreparedImage]]:
+        """Those of a job's images that are to be encoded; what is known of the others is given to the job."""
+        missing = []
         for digest, image in list(job.images.items()):
             if digest not in digests or not isinstance(image, PreparedImage):
                 continue
-            known = self._features.get(digest)
-            if known is None:
-                job.images[digest] = encoded = self._family.encode(image)
-                self._features.put(digest, encoded)
-                self.counters.images_encoded += 1
-                if self._keep_features is not None:
-                    self._keep_features(digest, image, encoded)
-                return True
-            job.images[digest] = known
-            self.counters.encodes_saved += 1
-        return False
+            if (known := self._features.get(digest)) is not None:
+                job.images[digest] = known
+                self.counters.encodes_saved += 1
+            else:
+                missing.append((digest, image))
+        return missing
+
+    def _with_others(self, job: Job, missing: list[tuple[str, PreparedImage]]) -> list[tuple[str, PreparedImage]]:
+        """Images to encode in one go, the first of the missing ones first: more than it only if that holds up fewer
+        requests than it serves, and only of the same shape."""
+        joining = 1 + len(self._waiting)
+        most = min(MOST_TOGETHER, max(1, joining // max(1, len(self._rows.decoding))))
+        wanted = dict(missing)
+        for other in islice(self._waiting, self._limits.max_running):
+            start = min(self._rows.cached_tokens(other), other.reusable_tokens)
+            digests = {place[0] for place in other.places[start:] if place is not None}
+            wanted |= dict(self._missing(other, digests))
+        first = missing[0][1]
+        return [(digest, image) for digest, image in wanted.items() if image.shape == first.shape][:most]
+
+    def _take_encoded(self, digest: str, prepared: PreparedImage, image: EncodedImage) -> None:
+        """Give an image that was encoded to those that wait for it, and keep it for later."""
+        self._features.put(digest, image)
+        self.counters.images_encoded += 1
+        if self._keep_features is not None:
+            self._keep_features(digest, prepared, image)
+        for job in [*self._rows.running, *self._waiting]:
+            if digest in job.images:
+                job.images[digest] = image
 
     # -- decoding
 

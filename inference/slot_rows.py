@@ -48,6 +48,10 @@ class SlotRows:
             self.tensors.fill(row, prefix.key_values, lead.filled)
         return True
 
+    def cached_tokens(self, job: Job) -> int:
+        """How many tokens of a job's prompt are parked; nothing is changed by asking."""
+        return 0 if job.group is None else self.parked.longest(job.group, job.lead.keys)[1]
+
     def begin_decoding(self) -> None:
         """The job whose prompt was being read decodes from now on: in the same row, and in copies of it behind it."""
         assert self.reading is not None

@@ -224,7 +224,7 @@ class Conversations(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
-def explore(kit: Any, examples: int = 15) -> None:
+def explore(kit: Any, examples: int = 10) -> None:
     """Run the machine on a kit; raises what its checks raise."""
 
     class Machine(Conversations):
@@ -293,7 +293,7 @@ def test_a_prefix_compared_by_ids_alone_is_caught(kit: Any, monkeypatch: pytest.
 
 def test_the_features_of_the_wrong_image_are_caught(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = {DIGESTS[0]: DIGESTS[1], DIGESTS[1]: DIGESTS[0]}
-    right = Scheduler._encode_one
+    right = Scheduler._encode_images
 
     def swapped(scheduler: Scheduler, job: Any, digests: set[str]) -> bool:
         job.images = {digest: kit.images[wrong.get(digest, digest)] for digest in job.images}
@@ -301,7 +301,7 @@ def test_the_features_of_the_wrong_image_are_caught(kit: Any, monkeypatch: pytes
             pass
         return False
 
-    monkeypatch.setattr(Scheduler, "_encode_one", swapped)
+    monkeypatch.setattr(Scheduler, "_encode_images", swapped)
     with pytest.raises(AssertionError):
         explore(kit, 400)
 

@@ -246,3 +246,58 @@ def test_a_seed_draws_the_same_tokens_alone_and_in_a_crowd(kit: Any) -> None:
         return [ids_of(job) for job in jobs]
 
     assert drawn([1, 2, 3, 4, 5]) == [drawn([seed])[0] for seed in (1, 2, 3, 4, 5)]
+
+
+def test_images_that_are_waited_for_are_encoded_together(kit: Any) -> None:
+    scheduler = Scheduler(kit.family, SchedulerLimits(max_running=4), CONTEXT)
+    calls: list[int] = []
+    right = kit.family.encode
+
+    def counting(images: Any) -> Any:
+        calls.append(len(images))
+        return right(images)
+
+    jobs = [kit.job([*kit.image(digest * 64), *kit.text([number])], 4) for number, digest in enumerate("abca")]
+    kit.family.encode = counting
+    try:
+        for job in jobs:
+            scheduler.submit(job)
+        finish(scheduler)
+    finally:
+        del kit.family.encode
+    assert calls == [3]
+    assert scheduler.counters.images_encoded == 3
+    assert all(ids_of(job) == expected(kit, job) for job in jobs)
+
+
+def test_one_image_that_cannot_be_encoded_fails_its_own_request_only(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = Scheduler(kit.family, SchedulerLimits(max_running=4), CONTEXT)
+    right, bad = type(kit.family).encode, kit.images["b" * 64]
+
+    def failing(family: Any, images: Any) -> Any:
+        if any(image is bad for image in images):
+            raise RuntimeError("the vision tower fell over")
+        return right(family, images)
+
+    monkeypatch.setattr(type(kit.family), "encode", failing)
+    jobs = [kit.job([*kit.image(digest * 64), *kit.text([3])], 4) for digest in "abc"]
+    for job in jobs:
+        scheduler.submit(job)
+    finish(scheduler)
+    assert [type(error) for error in jobs[1].sink.errors] == [GenerationFailed]
+    for job in (jobs[0], jobs[2]):
+        assert ids_of(job) == expected(kit, job)
+
+
+def test_an_image_whose_tokens_are_cached_is_not_encoded_for_those_that_wait(kit: Any) -> None:
+    limits = SchedulerLimits(max_running=1, feature_bytes=0)
+    scheduler = Scheduler(kit.family, limits, CONTEXT)
+    shown = [*kit.image("a" * 64), *kit.text([1]), *kit.image("b" * 64), *kit.text([2])]
+    scheduler.submit(kit.job(shown, 4, "talk"))
+    finish(scheduler)
+    assert scheduler.counters.images_encoded == 2
+    scheduler.submit(kit.job([*kit.image("c" * 64), *kit.text([3])], 4))
+    # Its own tokens all look at the second image; the first is in the cache with the prompt.
+    scheduler.submit(kit.job([*shown, *kit.text([4])], 4, "talk"))
+    finish(scheduler)
+    assert scheduler.counters.images_encoded == 4
