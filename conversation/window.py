@@ -2,6 +2,10 @@
 
 Whole turns leave, oldest first; system messages stay, and the newest turn stays. A turn begins with a user message
 that follows an answer (or nothing). Knows lengths only as numbers: who tokenises is the caller's affair.
+
+Turns leave several at a time, so that then for a while each prompt begins as the one before did, and what the model
+has computed of it can be used again. Where a window begins follows from the history alone: it is found by going
+through the turns as they were asked, so that a server that was started anew shows the model the same messages.
 """
 
 from collections.abc import Sequence
@@ -10,6 +14,9 @@ from dataclasses import dataclass
 from idefics_chat.conversation.errors import ContextLengthExceeded
 from idefics_chat.conversation.messages import Message
 from idefics_chat.conversation.prompt import Prompt
+
+KEPT = 0.75
+"""Once turns have to leave, so many do that this part of what there is for turns is taken at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +45,32 @@ def shrink(window: Window, prompt: Prompt, run_tokens: Sequence[int], limit_toke
         return window
     costs = _message_tokens(prompt, run_tokens, len(window.messages))
     turns = _turns(window.messages)
-    dropped: set[int] = set()
-    while excess > 0 and len(turns) > 1:
-        turn = turns.pop(0)
-        dropped.update(turn)
-        excess -= sum(costs[index] for index in turn)
+    start = _first_kept(window.messages, turns, costs, sum(run_tokens), limit_tokens)
+    dropped = {index for turn in turns[:start] for index in turn}
     if not dropped:
         raise ContextLengthExceeded(sum(run_tokens), limit_tokens)
     return Window(
         tuple(message for index, message in enumerate(window.messages) if index not in dropped),
         window.dropped_ids + tuple(window.messages[index].id for index in sorted(dropped)),
     )
+
+
+def _first_kept(
+    messages: Sequence[Message], turns: Sequence[Sequence[int]], costs: Sequence[int], tokens: int, limit_tokens: int
+) -> int:
+    """Which turn the window begins with: of `tokens` in all, the turns' messages take `costs`."""
+    whole = [sum(costs[index] for index in turn) for turn in turns]
+    asked = [sum(costs[index] for index in turn if messages[index].role == "user") for turn in turns]
+    fixed = tokens - sum(whole)
+    room = limit_tokens - fixed
+    start, before = 0, 0  # the first turn that is shown, and the tokens of those from it up to the one that is asked
+    for turn, own in enumerate([*asked[:-1], *whole[-1:]]):
+        if before + own > room:
+            while start < turn and before + own > KEPT * room:
+                before -= whole[start]
+                start += 1
+        before += whole[turn]
+    return start
 
 
 def _message_tokens(prompt: Prompt, run_tokens: Sequence[int], messages: int) -> list[int]:

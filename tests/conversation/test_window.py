@@ -1,5 +1,7 @@
 """The context window."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,8 +46,53 @@ def test_what_fits_is_left_as_it_is() -> None:
 def test_the_oldest_whole_turns_leave_and_are_reported() -> None:
     window, tokens = fit(dialogue(5), 160)
     assert tokens <= 160
-    assert window.dropped_ids == ("m0", "m1", "m2", "m3", "m4", "m5")
-    assert [m.id for m in window.messages] == ["m6", "m7", "m8"]
+    dropped = len(window.dropped_ids)
+    assert dropped > 0
+    assert dropped % 2 == 0
+    assert window.dropped_ids == tuple(f"m{index}" for index in range(dropped))
+    assert [m.id for m in window.messages] == [f"m{index}" for index in range(dropped, 9)]
+
+
+def test_a_conversation_that_outgrows_the_context_goes_on_from_the_same_beginning_for_several_turns() -> None:
+    limit, text = 1000, "x" * 30
+    starts = [fit(dialogue(turns, text), limit)[0].messages[0].id for turns in range(1, 60)]
+    turn_tokens = sum(count(idefics_instruct(dialogue(3, text), None))) - sum(
+        count(idefics_instruct(dialogue(2, text), None))
+    )
+    changes = sum(one != other for one, other in pairwise(starts))
+    # A quarter of the context has to fill up before the beginning moves again.
+    assert 2 < changes <= 59 * turn_tokens / (0.25 * limit - 2 * turn_tokens)
+
+
+lengths = st.lists(st.tuples(st.integers(1, 80), st.integers(1, 80)), min_size=2, max_size=25)
+
+
+@given(lengths, st.integers(150, 700), st.none() | st.text("s", min_size=1, max_size=80))
+def test_a_window_moves_on_only_when_it_must_and_then_by_a_good_part(
+    spoken: list[tuple[int, int]], limit: int, instructions: str | None
+) -> None:
+    history = [
+        message
+        for turn, (question, answer) in enumerate(spoken)
+        for message in (
+            Message(f"q{turn}", "user", (TextPart("q" * question),)),
+            Message(f"a{turn}", "assistant", (TextPart("a" * answer),)),
+        )
+    ]
+    before: tuple[Message, ...] = ()
+    for end in range(1, len(history), 2):
+        window, tokens = fit(history[:end], limit, instructions)
+        assert tokens <= limit
+        if before and window.messages[0] != before[0]:
+            # Turns left: with all that was shown before it would not have fitted.
+            whole = idefics_instruct([*before, *history[len(before) + history.index(before[0]) : end]], instructions)
+            assert sum(count(whole)) > limit
+            alone = sum(count(idefics_instruct(history[end - 1 : end], instructions)))
+            fixed = sum(count(idefics_instruct([], instructions)))
+            assert len(window.messages) == 1 or tokens <= fixed + 0.75 * (limit - fixed) + alone
+        else:
+            assert window.messages[: len(before)] == before
+        before = window.messages
 
 
 def test_system_text_stays() -> None:
