@@ -3,6 +3,9 @@
 A prefix is compared by what its tokens are AND which images they stand for: all images have the same token id, and
 reuse by ids alone would answer about the wrong picture. Prefixes lie on the model's device first; what was used
 longest ago moves to host memory, and from there is dropped. Whatever is dropped is computed again, to the same result.
+
+A prefix is found whatever request it comes from, but only within its group: how long an answer takes tells whether its
+beginning was known, so that what one owner wrote must not be found by another.
 """
 
 from collections.abc import Hashable, Sequence
@@ -10,6 +13,7 @@ from dataclasses import dataclass, field
 
 from idefics_chat.inference.kv_slots import KeyValues
 from idefics_chat.inference.lru_bytes import LruBytes
+from idefics_chat.inference.prefix_index import PrefixIndex
 
 TokenKey = int | tuple[int, str]
 """A token's id, with the digest of the image it stands for if there is one."""
@@ -39,8 +43,7 @@ class PrefixStore:
     def __init__(self, device_bytes: int, host_bytes: int) -> None:
         self._device: LruBytes[int, Prefix] = LruBytes(device_bytes, lambda prefix: prefix.nbytes)
         self._host: LruBytes[int, Prefix] = LruBytes(host_bytes, lambda prefix: prefix.nbytes)
-        self._groups: dict[Hashable, list[int]] = {}
-        self._group_of: dict[int, Hashable] = {}
+        self._index = PrefixIndex()
         self._next_number = 0
 
     @property
@@ -54,7 +57,7 @@ class PrefixStore:
         return self._host.used_bytes
 
     def __len__(self) -> int:
-        return len(self._group_of)
+        return len(self._index)
 
     def find(self, group: Hashable, keys: Sequence[TokenKey]) -> tuple[Prefix | None, int]:
         """The prefix of that group with the most tokens in common with `keys`, and how many those are."""
@@ -64,7 +67,7 @@ class PrefixStore:
     def longest(self, group: Hashable, keys: Sequence[TokenKey]) -> tuple[int | None, int]:
         """The number of that prefix and the tokens in common; its age stays what it was."""
         best, best_length = None, 0
-        for number in self._groups.get(group, ()):
+        for number in self._index.alike(group, keys):
             length = common_length(self._peek(number).keys, keys)
             if length > best_length:
                 best, best_length = number, length
@@ -72,13 +75,12 @@ class PrefixStore:
 
     def park(self, group: Hashable, prefix: Prefix) -> None:
         """Keep a prefix; those of its group that it begins with are forgotten, since it holds all of them."""
-        for number in list(self._groups.get(group, ())):
+        for number in self._index.beginnings(group, prefix.keys):
             old = self._peek(number).keys
-            if len(old) <= len(prefix.keys) and common_length(old, prefix.keys) == len(old):
+            if common_length(old, prefix.keys) == len(old):
                 self._forget(number)
         number, self._next_number = self._next_number, self._next_number + 1
-        self._groups.setdefault(group, []).append(number)
-        self._group_of[number] = group
+        self._index.add(number, group, prefix.keys)
         self._to_host(self._device.put(number, prefix))
 
     def set_device_budget(self, budget_bytes: int) -> None:
@@ -89,12 +91,12 @@ class PrefixStore:
         """Raise AssertionError where a tier is over its budget or a prefix is lost between them."""
         assert self._device.used_bytes <= self._device.budget_bytes
         assert self._host.used_bytes <= self._host.budget_bytes
-        assert all((number in self._device) != (number in self._host) for number in self._group_of)
-        assert len(self._device) + len(self._host) == len(self._group_of)
+        assert all((number in self._device) != (number in self._host) for number in self._index)
+        assert len(self._device) + len(self._host) == len(self._index)
 
     def clear(self) -> None:
         """Forget everything."""
-        for number in list(self._group_of):
+        for number in list(self._index):
             self._forget(number)
 
     def _to_host(self, evicted: Sequence[tuple[int, Prefix]]) -> None:
@@ -116,10 +118,7 @@ class PrefixStore:
     def _forget(self, number: int) -> None:
         self._device.pop(number)
         self._host.pop(number)
-        group = self._group_of.pop(number)
-        self._groups[group].remove(number)
-        if not self._groups[group]:
-            del self._groups[group]
+        self._index.remove(number)
 
 
 def common_length(one: Sequence[TokenKey], other: Sequence[TokenKey]) -> int:
