@@ -26,7 +26,7 @@ def configuration() -> IdeficsConfig:
         additional_vocab_size=len(CONTROL_TOKENS),
         hidden_size=128,
         intermediate_size=384,
-        num_hidden_layers=6,
+        num_hidden_layers=8,
         num_attention_heads=4,
         cross_layer_interval=2,
         hidden_act="silu",

@@ -8,8 +8,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+from idefics_chat.default_model.description_questions import CAPTION_QUESTIONS
 from idefics_chat.default_model.documents import EOS, Document, Piece
-from idefics_chat.default_model.questions import CAPTION_QUESTIONS, ask
+from idefics_chat.default_model.questions import ask
 from idefics_chat.default_model.scenes import COLORS, SHAPES, Scene
 from idefics_chat.default_model.wording import NUMBERS, article, caption, joined, listing, plural, sentence
 
@@ -71,7 +72,7 @@ def question_answer(rng: random.Random, new_scene: NewScene) -> Document:
         document.add(example, f"Question: {asked.text} Answer: {asked.answer}\n")
     scene = new_scene()
     asked = ask(scene, rng)
-    document.add(scene, f"Question: {asked.text} Answer:", Piece(f" {asked.answer}", "base question", asked.region))
+    document.add(scene, f"Question: {asked.text} Answer:", Piece(f" {asked.answer}", "base question", asked))
     return document
 
 

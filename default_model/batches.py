@@ -13,17 +13,17 @@ from transformers import PreTrainedTokenizerBase
 from idefics_chat.default_model.architecture import CONTEXT, IMAGE
 from idefics_chat.default_model.documents import Document, Piece
 from idefics_chat.default_model.grounding import mentions, words
+from idefics_chat.default_model.question import Question
 
 ASSISTANT = "\nAssistant:"
 
 
 @dataclass(frozen=True)
 class Hint:
-    """What the token before an answer should know: its place, the cells and the image that the question picks."""
+    """What the token before an answer, at `place`, should know: that which `asked` hints at."""
 
     place: int
-    region: tuple[int, ...] | None
-    image: int | None
+    asked: Question
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ class Encoder:
             elif not kind:
                 named = next((code for code in reversed(codes) if code), named)
             if kind and not inside:
-                hints.append(Hint(len(ids) - 1, asked[len(kinds)].region, asked[len(kinds)].image))
+                if question := asked[len(kinds)].asked:
+                    hints.append(Hint(len(ids) - 1, question))
                 kinds.append(kind)
             inside = kind
             ids += piece

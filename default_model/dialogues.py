@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+from idefics_chat.default_model.description_questions import ask_caption
 from idefics_chat.default_model.documents import END, Document, Piece
 from idefics_chat.default_model.memory import Memory, recall, tell_fact
-from idefics_chat.default_model.questions import Question, ask, ask_caption
+from idefics_chat.default_model.question import Question
+from idefics_chat.default_model.questions import ask
 from idefics_chat.default_model.scenes import Scene
 from idefics_chat.default_model.small_talk import BLIND_QUESTIONS, NO_IMAGE, blind, chat, unknown
 from idefics_chat.default_model.wording import as_typed
@@ -36,7 +38,7 @@ def add_turn(document: Document, memory: Memory, question: Question, scenes: lis
         document.add(f"{start} {asked}", *scenes)
     else:
         document.add(f"{start} {asked}")
-    document.add(END, "\nAssistant:", Piece(f" {question.answer}", question.kind, question.region, question.image))
+    document.add(END, "\nAssistant:", Piece(f" {question.answer}", question.kind, question))
     if question.kind not in ("small talk", "unknown"):
         memory.asked.append(asked)
 

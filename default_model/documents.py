@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from idefics_chat.default_model.question import Question
 from idefics_chat.default_model.scenes import Scene
 
 FAKE, IMAGE, END, BOS, EOS = "<fake_token_around_image>", "<image>", "<end_of_utterance>", "<s>", "</s>"
@@ -16,13 +17,12 @@ FAKE, IMAGE, END, BOS, EOS = "<fake_token_around_image>", "<image>", "<end_of_ut
 class Piece:
     """A run of text. `kind` is set where it is an answer to be learnt, and names what is asked there.
 
-    `region` and `image` are the question's hints for training (`questions.Question`).
+    `asked` is the question, with its hints for training.
     """
 
     text: str
     kind: str = ""
-    region: tuple[int, ...] | None = None
-    image: int | None = None
+    asked: Question | None = None
 
 
 @dataclass

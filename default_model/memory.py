@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from idefics_chat.default_model.questions import Question
+from idefics_chat.default_model.question import Question
 from idefics_chat.default_model.scenes import COLORS, SHAPES, Scene
 from idefics_chat.default_model.wording import NUMBERS, ORDINALS, article, caption, joined, plural, sentence
 
@@ -110,7 +110,8 @@ def recall_which(memory: Memory, rng: random.Random) -> Question | None:
     shape = rng.choice(alone)
     index = next(i for i, s in enumerate(memory.scenes) if any(t.shape == shape for t in s.things))
     forms = ("Which image had {}?", "Which image showed {}?", "In which image was {}?")
-    return Question(rng.choice(forms).format(article(shape)), f"The {ORDINALS[index]} image.", "recall which")
+    answer = f"The {ORDINALS[index]} image."
+    return Question(rng.choice(forms).format(article(shape)), answer, "recall which", found=index)
 
 
 def recall_how_many(memory: Memory, rng: random.Random) -> Question | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 
-from idefics_chat.default_model.questions import CAPTION_QUESTIONS, Question
+from idefics_chat.default_model.description_questions import CAPTION_QUESTIONS
+from idefics_chat.default_model.question import Question
 
 NO_IMAGE = "I do not see any image."
 UNKNOWN = "I do not know. I only know colored shapes."

@@ -3,7 +3,7 @@
 Three steps, each kept in DIR and skipped when it is there: pictures are drawn, the vision part learns to see, the text
 part learns to speak of what it saw. Interrupted, the same command goes on (vision with its weights so
 far but a new clock, text where it was). Needs about 4 GB of memory and 1.5 GB of
-disk; on one CPU core under two hours with the default times (made on one with bf16 units, which count for much), on an
+disk; on one CPU core three hours with the default times (made on one with bf16 units, which count for much), on an
 accelerator less (`--vision-minutes`, `--text-minutes`).
 """
 
@@ -17,7 +17,8 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig, IdeficsForVisionText2Text
 
 from idefics_chat.default_model.architecture import BOS, END, EOS, FAKE, IMAGE, PAD, new_model
-from idefics_chat.default_model.language import Progress, SceneTable, train_language
+from idefics_chat.default_model.language import Progress, train_language
+from idefics_chat.default_model.scene_table import SceneTable
 from idefics_chat.default_model.scenes import HELD_OUT
 from idefics_chat.default_model.tokenizer import save_processor
 from idefics_chat.default_model.vision import load_pool, train_vision
@@ -35,7 +36,7 @@ def arguments() -> argparse.Namespace:
         "--scenes", type=int, default=40_000, help="pictures drawn for training (twice that with mirrors)"
     )
     parser.add_argument("--vision-minutes", type=float, default=20.0)
-    parser.add_argument("--text-minutes", type=float, default=70.0)
+    parser.add_argument("--text-minutes", type=float, default=150.0)
     parser.add_argument("--hold-out", action="store_true", help=f"train without {len(HELD_OUT)} colour-shape pairs")
     return parser.parse_args()
 

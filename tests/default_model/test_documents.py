@@ -22,7 +22,7 @@ from idefics_chat.default_model.dialogues import add_turn, sample_dialogue
 from idefics_chat.default_model.documents import END, Document
 from idefics_chat.default_model.evaluate import prompt_until
 from idefics_chat.default_model.memory import Memory
-from idefics_chat.default_model.questions import Question
+from idefics_chat.default_model.question import Question
 from idefics_chat.default_model.scenes import Scene, Thing, render, sample_scene
 
 F = "<fake_token_around_image>"

@@ -5,8 +5,11 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from idefics_chat.default_model.comparison_questions import ask_larger
 from idefics_chat.default_model.memory import Memory, recall
-from idefics_chat.default_model.questions import ASKERS, RELATIONS, Question, ask
+from idefics_chat.default_model.place_questions import RELATIONS
+from idefics_chat.default_model.question import Question
+from idefics_chat.default_model.questions import ASKERS, ask
 from idefics_chat.default_model.scenes import SHAPES, Scene, Thing, sample_scene
 from idefics_chat.default_model.wording import NUMBERS, as_typed, caption, joined, listing
 
@@ -61,6 +64,18 @@ def test_every_kind_of_question_can_be_asked() -> None:
     rng = random.Random(3)
     for asker in ASKERS:
         assert any(asker(sample_scene(rng), rng) for _ in range(50)), asker
+
+
+def test_two_things_are_of_one_size_only_where_they_look_it() -> None:
+    def answers(*radii: float) -> set[str]:
+        things = [Thing("red", SHAPES[i], 0.2 + 0.6 * i, 0.5, radius) for i, radius in enumerate(radii)]
+        asked = (ask_larger(Scene(tuple(things), "white"), random.Random(seed)) for seed in range(40))
+        return {question.answer for question in asked if question}
+
+    assert answers(0.13, 0.2) == set()
+    assert answers(0.15, 0.16) == {"No.", "They are the same size."}
+    assert {"Yes.", "No."} < answers(0.07, 0.2)
+    assert "They are the same size." not in answers(0.07, 0.2)
 
 
 @given(SEEDS)
