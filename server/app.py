@@ -1,5 +1,7 @@
 """The web application: endpoints and handshakes. All that happens in them happens elsewhere."""
 
+from typing import Any
+
 from fastapi import FastAPI, WebSocket
 from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
@@ -36,9 +38,13 @@ ROUTERS = (
 )
 
 
+OWN_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False}
+"""The framework's own spans would hold query strings, with what users search for; ours are in `tracing`."""
+
+
 def create_app(state: ServerState) -> FastAPI:
     """The application over a state that may become ready later."""
-    app = FastAPI(title="idefics-chat", docs_url=None, redoc_url=None)
+    app = FastAPI(title="idefics-chat", docs_url=None, redoc_url=None, telemetry=OWN_TELEMETRY)
     app.state.server = state
     _allow_pages(app, state.settings)
     install_error_answers(app)

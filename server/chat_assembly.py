@@ -35,6 +35,7 @@ async def open_chat(store: Store, engine: Engine, settings: Settings) -> AsyncIt
         images=ImageIntake(workers.check, functools.partial(find_image, store), image_fetch(settings)),
         max_images=settings.max_images_per_turn,
         max_text=settings.max_text_characters,
+        max_items=settings.max_items_per_turn,
         default_max_output_tokens=settings.default_max_output_tokens,
     )
     async with contextlib.AsyncExitStack() as stack:

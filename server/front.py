@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from idefics_chat.server.asker import ASKER, Asker
@@ -22,6 +22,7 @@ from idefics_chat.server.errors import ApiError
 from idefics_chat.server.quotas import Place
 from idefics_chat.server.sse_keepalive import SseKeepalive
 from idefics_chat.server.state import ServerState
+from idefics_chat.server.tracing import SpanNote
 
 ERROR_BODY_BYTES = 65_536
 """Longest HTTP answer that is looked into for an error's code."""
@@ -45,12 +46,15 @@ class Front:
             return
         client = scope.get("client")
         asker = Asker(f"req_{self._token_hex(12)}", client[0][:MAX_ADDRESS] if client else "")
+        kind = HttpPassing if scope["type"] == "http" else SocketPassing
+        passing: Passing = kind(self._state, asker, scope, receive, send)
         token = ASKER.set(asker)
         try:
-            passing: Passing = (HttpPassing if scope["type"] == "http" else SocketPassing)(
-                self._state, asker, scope, receive, send
-            )
-            await passing.run(self._app)
+            with self._state.tracing.request(Headers(scope=scope)) as span:
+                try:
+                    await passing.run(self._app)
+                finally:
+                    passing.describe(span)
         finally:
             ASKER.reset(token)
 
@@ -65,10 +69,18 @@ class Passing:
         self._receive = receive
         self._send = send
         self._started = time.monotonic()
+        self._status = 0
 
     async def run(self, app: ASGIApp) -> None:
         """Hand it on, to its end."""
         raise NotImplementedError
+
+    def describe(self, span: SpanNote) -> None:
+        """Say what it was."""
+        attributes: dict[str, str | int | float] = {"http.route": self._route, "request_id": self._asker.request_id}
+        if self._status:
+            attributes["http.response.status_code"] = self._status
+        span.note(self._route, attributes)
 
     @property
     def _route(self) -> str:
@@ -95,7 +107,6 @@ class HttpPassing(Passing):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._status = 0
         self._whole_body = False
         self._error_body: bytearray | None = None
         self._keepalive: SseKeepalive | None = None

@@ -1,4 +1,7 @@
-"""The store, with its calls timed. Waiting counts: for the writer, and for a connection to read with."""
+"""The store, with its calls timed, and with what owners used today.
+
+Waiting counts: for the writer, and for a connection to read with.
+"""
 
 import time
 from collections.abc import AsyncIterator, Callable
@@ -7,7 +10,9 @@ from typing import TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from idefics_chat.conversation.ids import new_id
 from idefics_chat.server.metrics import Metrics
+from idefics_chat.storage.spent import tokens_since
 from idefics_chat.storage.store import Store
 
 T = TypeVar("T")
@@ -21,6 +26,11 @@ class MeasuredStore(Store):
     def measure(self, metrics: Metrics) -> None:
         """Count from now on."""
         self._metrics = metrics
+
+    async def tokens_since(self, moment_s: float) -> dict[str, int]:
+        """Tokens of each owner's responses begun since then (seconds since the epoch)."""
+        async with self._read() as connection:
+            return await tokens_since(connection, new_id("resp", moment_s, lambda size: "00" * size))
 
     async def _write(self, unit: Callable[..., T], *arguments: object) -> T:
         started = time.monotonic()

@@ -24,6 +24,7 @@ from idefics_chat.inference.task_runner import scoring_engine
 from idefics_chat.server.asker import ASKER, Asker
 from idefics_chat.server.metrics import Metrics
 from idefics_chat.server.quotas import Place, Quotas
+from idefics_chat.server.tracing import SpanNote, Tracing
 
 ABANDONED = "abandoned"
 """How a turn ended that nobody read to its end."""
@@ -35,12 +36,18 @@ class MeteredEngine:
     """Keeps the interface `Engine`. `clock` gives seconds from any start."""
 
     def __init__(
-        self, engine: Engine, quotas: Quotas, metrics: Metrics, clock: Callable[[], float] = time.monotonic
+        self,
+        engine: Engine,
+        quotas: Quotas,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+        tracing: Tracing | None = None,
     ) -> None:
         self._engine = engine
         self._quotas = quotas
         self._metrics = metrics
         self._clock = clock
+        self._tracing = tracing or Tracing()
 
     @property
     def info(self) -> ModelInfo:
@@ -66,7 +73,7 @@ class MeteredEngine:
         except BaseException:
             meter.withdraw()
             raise
-        return MeteredGeneration(generation, meter, self._clock, started)
+        return MeteredGeneration(generation, meter, self._clock, started, self._tracing.turn())
 
     async def score(self, prompt: Prompt, continuations: Sequence[str], load_image: ImageLoader) -> tuple[float, ...]:
         """As the engine's, where it has it: one turn, which costs its prompt.
@@ -145,11 +152,14 @@ class TurnMeter:
 class MeteredGeneration:
     """Keeps the interface `Generation`. One reader only, as the engine's."""
 
-    def __init__(self, generation: Generation, meter: TurnMeter, clock: Callable[[], float], started: float) -> None:
+    def __init__(
+        self, generation: Generation, meter: TurnMeter, clock: Callable[[], float], started: float, span: SpanNote
+    ) -> None:
         self._generation = generation
         self._meter = meter
         self._clock = clock
         self._started = started
+        self._span = span
 
     def cancel(self) -> None:
         """Ask for the end. The place is free at once, also where nobody reads on."""
@@ -183,7 +193,7 @@ class MeteredGeneration:
         metrics.turns.labels(end).inc()
         if usage is None:
             self._meter.reserve_more(pace.pieces)
-        fields: dict[str, object] = {"end": end, "seconds": round(self._clock() - self._started, 3)}
+        fields: dict[str, str | int | float] = {"end": end, "seconds": round(self._clock() - self._started, 3)}
         if pace.first is not None:
             metrics.first_token_seconds.observe(pace.first - self._started)
             fields["first_text_seconds"] = round(pace.first - self._started, 3)
@@ -192,6 +202,7 @@ class MeteredGeneration:
             if (rate := pace.rate(usage.output_tokens)) is not None:
                 metrics.tokens_per_second.observe(rate)
         _log.info("a turn ended", extra={"fields": fields})
+        self._span.end(fields)
 
 
 class Pace:

@@ -27,16 +27,21 @@ from idefics_chat.server.logs import log_loop_error
 from idefics_chat.server.measured_store import MeasuredStore
 from idefics_chat.server.metered_engine import MeteredEngine
 from idefics_chat.server.metrics import Metrics
+from idefics_chat.server.quotas import DAY_S, Quotas
 from idefics_chat.server.settings import SHIPPED_MODEL, Settings
 from idefics_chat.server.settings_sources import shown_value
 from idefics_chat.server.start_error import StartError
 from idefics_chat.server.state import ServerState, Services
+from idefics_chat.server.tracing import start_tracing
 from idefics_chat.server.web_server import WebServer, listen, tls_context, url_of
 from idefics_chat.storage.errors import StorageError
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+StoppedBy = Callable[[WebServer], contextlib.AbstractContextManager[None]]
 
 
 class Reporter(Protocol):
@@ -47,8 +52,8 @@ class Reporter(Protocol):
     def ready(self, model: str, url: str, database: str) -> None: ...
 
 
-async def serve(settings: Settings, reporter: Reporter) -> None:
-    """Run until SIGTERM or SIGINT.
+async def serve(settings: Settings, reporter: Reporter, stopped_by: StoppedBy | None = None) -> None:
+    """Run until SIGTERM or SIGINT, or what `stopped_by` watches for: it is entered with the server, to call its `stop`.
 
     Raises:
         StartError, StorageError, ModelLoadError: it could not start.
@@ -57,7 +62,8 @@ async def serve(settings: Settings, reporter: Reporter) -> None:
     listener = listen(settings)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(listener.close)
-        state = ServerState(settings)
+        state = ServerState(settings, tracing=start_tracing(settings.trace_endpoint))
+        stack.callback(state.tracing.stop)
         store = await _open_store(settings.database)
         store.measure(state.metrics)
         if (file := settings.database_path()) is not None:
@@ -68,7 +74,7 @@ async def serve(settings: Settings, reporter: Reporter) -> None:
         server = WebServer(state)
         url = url_of(settings, listener)
         async with asyncio.TaskGroup() as tasks:
-            with _stop_on_signals(server):
+            with (stopped_by or _stop_on_signals)(server):
                 serving = tasks.create_task(server.serve(sockets=[listener]))
                 try:
                     reporter.loading(settings.model, url)
@@ -76,6 +82,7 @@ async def serve(settings: Settings, reporter: Reporter) -> None:
                     if engine is not None:
                         keeper = tasks.create_task(keep_house(store, retention_of(settings), time.time))
                         serving.add_done_callback(lambda _: keeper.cancel())
+                        await restore_quotas(state.quotas, store, time.time())
                         metered = metered_engine(engine, state)
                         chat = await stack.enter_async_context(open_chat(store, metered, settings))
                         state.services = Services(store, chat)
@@ -123,6 +130,7 @@ def check_settings(settings: Settings) -> None:
     """
     check_exposure(settings)
     tls_context(settings)
+    start_tracing(settings.trace_endpoint).stop()
 
 
 def load_engine(settings: Settings) -> Engine:
@@ -145,7 +153,15 @@ def metered_engine(engine: Engine, state: ServerState) -> MeteredEngine:
     """The engine as the chat service gets it: counted and limited."""
     if (counters := getattr(engine, "counters", None)) is not None:
         state.metrics.watch_engine(counters)
-    return MeteredEngine(engine, state.quotas, state.metrics)
+    return MeteredEngine(engine, state.quotas, state.metrics, tracing=state.tracing)
+
+
+async def restore_quotas(quotas: Quotas, store: MeasuredStore, now_s: float) -> None:
+    """Count what owners used today before this start. What was not stored (chat completions) is forgotten with the
+    process that counted it."""
+    if quotas.counts_tokens:
+        for owner_id, tokens in (await store.tokens_since(now_s // DAY_S * DAY_S)).items():
+            quotas.restore(owner_id, tokens)
 
 
 @contextlib.contextmanager

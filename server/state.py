@@ -8,6 +8,7 @@ from idefics_chat.server.errors import ApiError
 from idefics_chat.server.metrics import Metrics
 from idefics_chat.server.quotas import Quotas
 from idefics_chat.server.settings import Settings
+from idefics_chat.server.tracing import Tracing
 from idefics_chat.storage.store import Store
 
 
@@ -26,6 +27,7 @@ class ServerState:
     settings: Settings
     services: Services | None = None
     metrics: Metrics = field(default_factory=Metrics)
+    tracing: Tracing = field(default_factory=Tracing)
     quotas: Quotas = field(init=False)
 
     def __post_init__(self) -> None:

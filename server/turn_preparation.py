@@ -32,7 +32,8 @@ class PreparedTurn:
 
 
 class TurnPreparation:
-    """Prepares turns for one engine and one store. `max_images` and `max_text` bound one turn's input."""
+    """Prepares turns for one engine and one store. `max_images`, `max_text` and `max_items` bound one turn's
+    input."""
 
     def __init__(
         self,
@@ -45,6 +46,7 @@ class TurnPreparation:
         max_images: int,
         max_text: int,
         default_max_output_tokens: int,
+        max_items: int = 256,
     ) -> None:
         self._store = store
         self._engine = engine
@@ -56,6 +58,7 @@ class TurnPreparation:
 
         self._max_images = max_images
         self._max_text = max_text
+        self._max_items = max_items
         self._default_max_output_tokens = default_max_output_tokens
 
     def check_request(self, turn: Turn) -> None:
@@ -67,6 +70,9 @@ class TurnPreparation:
         model = self._engine.info.id
         if turn.model not in (None, "", model):
             raise ApiError("model_not_found", f"This server speaks with {model!r}; set model to that.", "model")
+        if len(turn.input) > self._max_items:
+            message = f"This turn has {len(turn.input)} items and at most {self._max_items} are taken; send fewer."
+            raise ApiError("invalid_value", message, "input")
         parts = [part for message in turn.input for part in message.parts]
         images = sum(not isinstance(part, str) for part in parts)
         if images > self._max_images:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from idefics_chat.server.asker import Asker
 from idefics_chat.server.auth import key_hash, make_key
+from idefics_chat.server.serving import restore_quotas
 from tests.server.live import LiveServer, answering, events_to_end, live_server, next_event, say
 
 pytestmark = pytest.mark.anyio
@@ -177,3 +180,25 @@ async def test_the_metrics_are_the_operator_s_alone(tmp_path: Path) -> None:
             given = await client.get("/metrics", headers={"authorization": f"Bearer {key}"})
             assert given.status_code == status
         assert (await client.get("/metrics")).status_code == 401
+
+
+async def test_an_owner_s_tokens_of_today_outlive_a_restart(tmp_path: Path) -> None:
+    async with answered(tmp_path, "a", "b", "c", tokens_per_day_per_key=8) as (live, client):
+        assert (await client.post("/v1/responses", json={"input": "one two"})).status_code == 200
+        used = 8 - live.state.quotas.windows(Asker("", "", (await live.store.owner("local")).id))["tokens"].remaining
+        assert used > 3
+    async with answered(tmp_path, "Hi", tokens_per_day_per_key=used) as (live, client):
+        await restore_quotas(live.state.quotas, live.store, time.time())
+        refused = await client.post("/v1/responses", json={"input": "Hi"})
+        assert refused.json()["error"]["code"] == "quota_exceeded"
+    async with answered(tmp_path, "Hi", tokens_per_day_per_key=used) as (live, client):
+        await restore_quotas(live.state.quotas, live.store, time.time() + 86_400)
+        assert (await client.post("/v1/responses", json={"input": "Hi"})).status_code == 200
+
+
+async def test_a_turn_of_too_many_items_is_refused(tmp_path: Path) -> None:
+    async with answered(tmp_path, "Hi", max_items_per_turn=2) as (_, client):
+        items = [{"role": "user", "content": "Hi"}] * 3
+        refused = await client.post("/v1/responses", json={"input": items})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_value")
+        assert (await client.post("/v1/responses", json={"input": items[:2]})).status_code == 200
