@@ -16,6 +16,12 @@ from idefics_chat.storage.values import Conversation, Owner
 OWNER_ID_BYTES = 12
 
 OWNER_BY_NAME = select(OwnerRecord.id, OwnerRecord.name).where(OwnerRecord.name == bindparam("name"))
+OWNERS = (
+    select(OwnerRecord.id, OwnerRecord.name)
+    .where(OwnerRecord.name > bindparam("after"))
+    .order_by(OwnerRecord.name)
+    .limit(bindparam("limit"))
+)
 OWNER_BY_KEY = (
     select(OwnerRecord.id, OwnerRecord.name)
     .join(KeyRecord, KeyRecord.owner_id == OwnerRecord.id)

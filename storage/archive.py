@@ -35,6 +35,7 @@ from idefics_chat.storage.errors import InvalidArchive
 from idefics_chat.storage.values import Conversation, ResponseRow, StoredImage
 
 T = TypeVar("T")
+Progress = Callable[[int, int], None]
 
 FORMAT = "idefics-chat-export"
 VERSION = 1
@@ -77,14 +78,17 @@ class Archive:
                 yield StoredImage(digest, about.media_type, about.width, about.height, data)
 
 
-def read_archive(path: Path, limits: ArchiveLimits | None = None) -> Archive:
-    """Read and check an archive; blocks, and decodes every image. Raises InvalidArchive."""
+def read_archive(path: Path, limits: ArchiveLimits | None = None, progress: Progress | None = None) -> Archive:
+    """Read and check an archive; blocks, and decodes every image: `progress` is told how many of how many.
+
+    Raises InvalidArchive.
+    """
     limits = limits or ArchiveLimits()
     try:
         with zipfile.ZipFile(path) as packed:
             _check_members(packed, limits)
             _check_manifest(_json(packed.read(MANIFEST)))
-            images = {image.digest: image for image in _read_images(packed, limits)}
+            images = {image.digest: image for image in _read_images(packed, limits, progress)}
             conversations = list(_lines(packed, CONVERSATIONS, _conversation))
             messages = _by_conversation(list(_lines(packed, MESSAGES, _message)), conversations)
             responses = _by_conversation(list(_lines(packed, RESPONSES, _response)), conversations)
@@ -123,13 +127,15 @@ def _check_manifest(manifest: Any) -> None:
         raise InvalidArchive(f"it is of version {manifest.get('version')!r} and this program reads version {VERSION}")
 
 
-def _read_images(packed: zipfile.ZipFile, limits: ArchiveLimits) -> Iterator[StoredImage]:
+def _read_images(packed: zipfile.ZipFile, limits: ArchiveLimits, progress: Progress | None) -> Iterator[StoredImage]:
     """The images without their bytes."""
     stored = {found[1] for name in packed.namelist() if (found := IMAGE_NAME.fullmatch(name))}
     described = [_text(line, "digest") for line in _lines(packed, IMAGES, _object)]
     if stored != set(described) or len(described) != len(set(described)):
         raise InvalidArchive("its image files are not those that it describes")
-    for line in _lines(packed, IMAGES, _object):
+    for number, line in enumerate(_lines(packed, IMAGES, _object)):
+        if progress is not None:
+            progress(number, len(stored))
         digest = _text(line, "digest")
         if packed.getinfo(f"images/{digest}").file_size > limits.image.max_bytes:
             raise InvalidArchive(f"image {digest} is larger than allowed")

@@ -1,6 +1,7 @@
 """The errors of the storage package.
 
     StorageError
+    ├── OwnerNotFound
     ├── ConversationNotFound        also for another owner's conversation
     ├── ResponseNotFound
     ├── ResponseFinished            a second end, or events after the end
@@ -30,6 +31,19 @@ class StorageError(Exception):
     """Base of all errors of this package."""
 
     code: ClassVar[str] = "storage_error"
+
+
+class OwnerNotFound(StorageError):
+    """No owner of that name."""
+
+    code = "owner_not_found"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"There is no owner {self.name!r}; owners come with their first key, and the owners list gives them."
 
 
 class ConversationNotFound(StorageError):

@@ -1,7 +1,7 @@
 """Conversations out of the database, as an archive (archive.py). It blocks."""
 
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Select, bindparam, func, select
 
 from idefics_chat.conversation.messages import ImagePart
 from idefics_chat.storage import archive, rows
+from idefics_chat.storage.archive import Progress
 from idefics_chat.storage.models import (
     ConversationRecord,
     ImageDataRecord,
@@ -20,7 +21,6 @@ from idefics_chat.storage.models import (
 from idefics_chat.storage.reads import MESSAGE_COLUMNS
 from idefics_chat.storage.values import Conversation, ResponseRow
 
-Progress = Callable[[int, int], None]
 DATE = (1980, 1, 1, 0, 0, 0)
 """The date of every file in an archive: the same conversations give the same bytes."""
 

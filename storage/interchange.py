@@ -8,7 +8,7 @@ from typing import Any
 
 from idefics_chat.conversation.images import ImageLimits
 from idefics_chat.storage import exporting, importing, listing, reads, turns
-from idefics_chat.storage.archive import ArchiveLimits, read_archive
+from idefics_chat.storage.archive import ArchiveLimits, Progress, read_archive
 from idefics_chat.storage.importing import Imported
 from idefics_chat.storage.openai_messages import from_openai, to_openai
 from idefics_chat.storage.opened import OpenedDatabase
@@ -23,7 +23,7 @@ class Interchange(OpenedDatabase):
         owner_id: str,
         target: Path,
         conversation_ids: Sequence[str] | None = None,
-        progress: exporting.Progress | None = None,
+        progress: Progress | None = None,
     ) -> int:
         """Write the owner's conversations, or those named, to a new zip file; how many. The format: archive.py.
 
@@ -36,12 +36,19 @@ class Interchange(OpenedDatabase):
 
         return await asyncio.to_thread(export)
 
-    async def import_archive(self, owner_id: str, source: Path, limits: ArchiveLimits | None = None) -> Imported:
+    async def import_archive(
+        self,
+        owner_id: str,
+        source: Path,
+        limits: ArchiveLimits | None = None,
+        progress: Progress | None = None,
+    ) -> Imported:
         """Add an archive's conversations to the owner's, those that are there already left as they are.
 
-        Raises InvalidArchive, AlreadyExists, QuotaExceeded; then nothing is changed.
+        `progress` is called in another thread. Raises InvalidArchive, AlreadyExists, QuotaExceeded; then nothing is
+        changed.
         """
-        checked = await asyncio.to_thread(read_archive, source, limits)
+        checked = await asyncio.to_thread(read_archive, source, limits, progress)
         return await self._write(importing.import_archive, owner_id, checked, self._clock())
 
     async def openai_messages(

@@ -46,7 +46,7 @@ class Library(Interchange):
         Raises ConversationNotFound for an unknown `after`.
         """
         async with self._read() as connection:
-            return await listing.conversations(connection, owner_id, state, _size(limit), order, after)
+            return await listing.conversations(connection, owner_id, state, page_size(limit), order, after)
 
     async def items(
         self,
@@ -63,14 +63,14 @@ class Library(Interchange):
         Raises ConversationNotFound, and ItemNotFound for a tip or an `after` that is not there.
         """
         async with self._read() as connection:
-            return await listing.items(connection, owner_id, conversation_id, _size(limit), order, after, tip_id)
+            return await listing.items(connection, owner_id, conversation_id, page_size(limit), order, after, tip_id)
 
     async def tree(
         self, owner_id: str, conversation_id: str, *, limit: int = PAGE, after: str | None = None
     ) -> Page[Message]:
         """The messages of all branches, by their ids, each with its parent's. Raises ConversationNotFound."""
         async with self._read() as connection:
-            return await listing.tree(connection, owner_id, conversation_id, _size(limit), after)
+            return await listing.tree(connection, owner_id, conversation_id, page_size(limit), after)
 
     async def search(self, owner_id: str, query: str, *, limit: int = PAGE, offset: int = 0) -> list[Hit]:
         """The owner's messages that hold what `query` asks for, the best first; none for a query without words.
@@ -81,7 +81,7 @@ class Library(Interchange):
         if not terms:
             return []
         async with self._read() as connection:
-            found = await self._dialect.search(connection, owner_id, terms, _size(limit), max(offset, 0))
+            found = await self._dialect.search(connection, owner_id, terms, page_size(limit), max(offset, 0))
         return [rows.read_hit(row) for row in found]
 
     # changes
@@ -183,7 +183,7 @@ class Library(Interchange):
         Raises StoredFileNotFound for an unknown `after`.
         """
         async with self._read() as connection:
-            return await files.files(connection, owner_id, _size(limit), order, after, purpose, self._clock())
+            return await files.files(connection, owner_id, page_size(limit), order, after, purpose, self._clock())
 
     async def delete_file(self, owner_id: str, file_id: str) -> None:
         """Delete a file for good; its bytes stay as long as a message shows them. Raises StoredFileNotFound."""
@@ -216,5 +216,6 @@ class Library(Interchange):
         await self._writer.apart(self._dialect.overwrite_removed)
 
 
-def _size(limit: int) -> int:
+def page_size(limit: int) -> int:
+    """How many a page holds that was asked to hold `limit`."""
     return max(1, min(limit, MAX_PAGE))

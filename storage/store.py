@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 
 from idefics_chat.conversation.messages import Message
 from idefics_chat.storage import accounts, reads, rows, turns
-from idefics_chat.storage.errors import ConversationNotFound
-from idefics_chat.storage.library import Library
+from idefics_chat.storage.errors import ConversationNotFound, OwnerNotFound
+from idefics_chat.storage.library import PAGE, Library, page_size
+from idefics_chat.storage.listing import page
 from idefics_chat.storage.values import (
     Conversation,
     Event,
@@ -20,6 +21,7 @@ from idefics_chat.storage.values import (
     Key,
     NewResponse,
     Owner,
+    Page,
     ResponseRow,
     StoredImage,
 )
@@ -33,6 +35,21 @@ class Store(Library):
     async def owner(self, name: str) -> Owner:
         """The owner of that name, made if there is none."""
         return await self._write(accounts.get_or_create_owner, name, self._clock())
+
+    async def known_owner(self, name: str) -> Owner:
+        """The owner of that name. Raises OwnerNotFound."""
+        async with self._read() as connection:
+            row = (await connection.execute(accounts.OWNER_BY_NAME, {"name": name})).one_or_none()
+        if row is None:
+            raise OwnerNotFound(name)
+        return Owner(*row)
+
+    async def owners(self, *, limit: int = PAGE, after: str = "") -> Page[Owner]:
+        """Owners by their names; the page that follows the name `after`."""
+        values = {"after": after, "limit": page_size(limit) + 1}
+        async with self._read() as connection:
+            found = (await connection.execute(accounts.OWNERS, values)).all()
+        return page([Owner(*row) for row in found], page_size(limit))
 
     async def owner_of_key(self, key_hash: str) -> Owner | None:
         """Whom a key acts for, None when it is unknown, expired or revoked."""

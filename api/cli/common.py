@@ -9,11 +9,13 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from idefics_chat.server.auth import LOCAL_OWNER
 from idefics_chat.server.settings import Settings
 from idefics_chat.server.settings_sources import CONFIG_VARIABLE, LoadedSettings, SettingsError, load_settings
 from idefics_chat.storage.store import Store
+from idefics_chat.storage.values import Owner
 
 Database = Annotated[
     str | None, typer.Option("--database", help="SQLite file, or an SQLAlchemy URL. [default: ./idefics-chat.db]")
@@ -69,6 +71,22 @@ async def opened_store(database: str | None) -> AsyncIterator[Store]:
         await store.close()
 
 
+async def owner_named(store: Store, name: str) -> Owner:
+    """The owner of that name; the local one is always there. Raises OwnerNotFound."""
+    return await store.owner(name) if name == LOCAL_OWNER else await store.known_owner(name)
+
+
+async def all_owners(store: Store) -> AsyncIterator[Owner]:
+    """Every owner, by name."""
+    page = await store.owners()
+    while True:
+        for owner in page.items:
+            yield owner
+        if not page.has_more:
+            return
+        page = await store.owners(after=page.items[-1].name)
+
+
 def database_file(database: str | None) -> Path:
     """The database's file, which must be there. Exits with 1 otherwise."""
     path = settings_of({"database": database}).database_path()
@@ -92,3 +110,16 @@ def shown_progress() -> Iterator[Callable[[str, int, int], None]]:
             bars.update(tasks[what], completed=done, total=total)
 
         yield show
+
+
+@contextmanager
+def shown_activity(what: str) -> Iterator[Callable[[], None]]:
+    """A spinner and the time on a terminal, for work of which nobody knows how far it is. It moves only when it is
+    called: when it stands still, so does the work."""
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(
+        *columns, console=console, transient=True, auto_refresh=False, disable=not console.is_terminal
+    ) as shown:
+        shown.add_task(what, total=None)
+        yield shown.refresh

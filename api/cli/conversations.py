@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from idefics_chat.cli.common import Database, fail, opened_store, run_to_end, shown_progress
+from idefics_chat.cli.common import Database, fail, opened_store, owner_named, run_to_end, shown_progress
 from idefics_chat.conversation.messages import ImagePart, Message
 from idefics_chat.server.auth import LOCAL_OWNER
 from idefics_chat.storage.values import Conversation
@@ -26,7 +26,7 @@ def list_(database: Database = None, owner: OwnerName = LOCAL_OWNER, limit: Limi
 
 async def _list(database: str | None, owner: str, limit: int) -> None:
     async with opened_store(database) as store:
-        page = await store.conversations((await store.owner(owner)).id, limit=limit)
+        page = await store.conversations((await owner_named(store, owner)).id, limit=limit)
     for conversation in page.items:
         typer.echo(_line(conversation))
     if page.has_more:
@@ -45,7 +45,7 @@ def show(
 
 async def _show(database: str | None, owner: str, conversation_id: str) -> None:
     async with opened_store(database) as store:
-        conversation = await store.conversation((await store.owner(owner)).id, conversation_id)
+        conversation = await store.conversation((await owner_named(store, owner)).id, conversation_id)
         messages = await store.path(conversation.id, conversation.tip_id)
     typer.echo(_line(conversation))
     for message in messages:
@@ -65,7 +65,7 @@ def search(
 
 async def _search(database: str | None, owner: str, query: str, limit: int) -> None:
     async with opened_store(database) as store:
-        hits = await store.search((await store.owner(owner)).id, query, limit=limit)
+        hits = await store.search((await owner_named(store, owner)).id, query, limit=limit)
     for hit in hits:
         typer.echo(f"{hit.conversation_id}  {hit.role}: {_one_line(hit.snippet)}")
 
@@ -86,10 +86,8 @@ def export(
 async def _export(database: str | None, owner: str, target: Path, conversations: list[str] | None) -> None:
     async with opened_store(database) as store:
         with shown_progress() as progress:
-            owner_id = (await store.owner(owner)).id
-            count = await store.export_archive(
-                owner_id, target, conversations or None, partial(progress, "conversations")
-            )
+            owner_id = (await owner_named(store, owner)).id
+            count = await store.export_archive(owner_id, target, conversations or None, partial(progress, "images"))
     typer.echo(f"{target}: {count} conversations")
 
 
@@ -107,7 +105,9 @@ def import_(
 
 async def _import(database: str | None, owner: str, source: Path) -> None:
     async with opened_store(database) as store:
-        added = await store.import_archive((await store.owner(owner)).id, source)
+        with shown_progress() as progress:
+            owner_id = (await owner_named(store, owner)).id
+            added = await store.import_archive(owner_id, source, progress=partial(progress, "images checked"))
     typer.echo(f"{added.conversations} conversations added with {added.messages} messages, {added.known} known already")
 
 
@@ -124,7 +124,7 @@ def delete(
 
 async def _delete(database: str | None, owner: str, conversation_id: str, purge: bool) -> None:
     async with opened_store(database) as store:
-        owner_id = (await store.owner(owner)).id
+        owner_id = (await owner_named(store, owner)).id
         if not purge:
             await store.delete_conversation(owner_id, conversation_id)
             typer.echo(f"{conversation_id} is hidden; restore takes it back, --purge deletes it for good.")
@@ -148,7 +148,7 @@ def restore(
 
 async def _restore(database: str | None, owner: str, conversation_id: str) -> None:
     async with opened_store(database) as store:
-        typer.echo(_line(await store.restore_conversation((await store.owner(owner)).id, conversation_id)))
+        typer.echo(_line(await store.restore_conversation((await owner_named(store, owner)).id, conversation_id)))
 
 
 def _line(conversation: Conversation) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from idefics_chat.cli.common import Database, database_file, fail, settings_of, shown_progress
+from idefics_chat.cli.common import Database, database_file, fail, settings_of, shown_activity, shown_progress
 from idefics_chat.storage import maintenance
 from idefics_chat.storage.verify import verify
 
@@ -52,8 +52,10 @@ def restore(source: Annotated[Path, typer.Argument(help="A backup.")], database:
 
 @app.command()
 def vacuum(database: Database = None) -> None:
-    """Give the space of what was deleted back to the disk."""
-    typer.echo(f"{maintenance.vacuum(database_file(database))} bytes were given back.")
+    """Give the space of what was deleted back to the disk. It needs as much room again meanwhile."""
+    with shown_activity("vacuum") as tick:
+        freed = maintenance.vacuum(database_file(database), tick)
+    typer.echo(f"{freed} bytes were given back.")
 
 
 @app.command()

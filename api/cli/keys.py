@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from idefics_chat.cli.common import Database, fail, opened_store, run_to_end
+from idefics_chat.cli.common import Database, all_owners, fail, opened_store, owner_named, run_to_end
 from idefics_chat.server.auth import SCOPES, key_hash, make_key
 from idefics_chat.storage.values import Key
 
@@ -41,15 +41,20 @@ async def _create(database: str | None, name: str, expires_in_days: float | None
 
 
 @app.command("list")
-def list_(name: Name, database: Database = None) -> None:
-    """The keys of NAME, with those that no longer work; the keys themselves are kept nowhere."""
+def list_(
+    name: Annotated[str | None, typer.Argument(help="Whose keys; those of all names without.")] = None,
+    database: Database = None,
+) -> None:
+    """The keys of NAME, or all, with those that no longer work; the keys themselves are kept nowhere."""
     run_to_end(_list(database, name))
 
 
-async def _list(database: str | None, name: str) -> None:
+async def _list(database: str | None, name: str | None) -> None:
     async with opened_store(database) as store:
-        for key in await store.keys((await store.owner(name)).id):
-            typer.echo(_line(key, time.time()))
+        owners = [await owner_named(store, name)] if name is not None else [one async for one in all_owners(store)]
+        for owner in owners:
+            for key in await store.keys(owner.id):
+                typer.echo(_line(key, time.time()))
 
 
 @app.command()
@@ -60,7 +65,7 @@ def revoke(name: Name, database: Database = None) -> None:
 
 async def _revoke(database: str | None, name: str) -> None:
     async with opened_store(database) as store:
-        count = await store.revoke_key((await store.owner(name)).id, name)
+        count = await store.revoke_key((await owner_named(store, name)).id, name)
     typer.echo(f"{count} keys of {name} were revoked.")
 
 
@@ -71,4 +76,4 @@ def _line(key: Key, now_s: float) -> str:
     elif key.expires_at is not None and key.expires_at <= now_s:
         state = "expired"
     made = time.strftime("%Y-%m-%d %H:%M", time.localtime(key.created_at))
-    return "  ".join((key.key_hash[:12], made, state, *key.scopes))
+    return "  ".join((key.key_hash[:12], made, state, key.name, *key.scopes))

@@ -6,8 +6,9 @@ import typer
 from rich.console import Console
 
 from idefics_chat import __version__
-from idefics_chat.cli import config, conversations, database, image_tasks, keys
+from idefics_chat.cli import config, conversations, database, image_tasks, keys, owners
 from idefics_chat.cli.batch import batch
+from idefics_chat.cli.chat import chat
 from idefics_chat.cli.serve import serve
 
 app = typer.Typer(
@@ -17,11 +18,13 @@ app = typer.Typer(
     add_completion=True,
 )
 app.command()(serve)
+app.command()(chat)
 TASKS = "Image tasks"
 for command in (*image_tasks.COMMANDS, batch):
     app.command(rich_help_panel=TASKS)(command)
 app.add_typer(config.app, name="config")
 app.add_typer(keys.app, name="keys")
+app.add_typer(owners.app, name="owners")
 app.add_typer(database.app, name="db")
 app.add_typer(conversations.app, name="conversations")
 

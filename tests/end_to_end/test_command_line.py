@@ -49,7 +49,9 @@ def test_conversations_are_listed_shown_and_searched_while_the_server_runs(talke
     assert "red circle" in shown[2]
     assert conversation in command(server.database, "conversations", "search", "circ*")
     assert command(server.database, "conversations", "search", "elephant") == ""
-    assert conversation not in command(server.database, "conversations", "list", "--owner", "nobody")
+    command(server.database, "keys", "create", "ann")
+    assert command(server.database, "conversations", "list", "--owner", "ann") == ""
+    assert "no owner 'nobody'" in refused(server.database, "conversations", "list", "--owner", "nobody")
 
 
 def test_a_backup_of_a_running_server_is_sound_and_goes_on_elsewhere(
@@ -128,6 +130,37 @@ def test_what_is_deleted_can_be_taken_back_until_it_is_purged(
     assert "1 images" in said
     refused(copy, "conversations", "show", conversation)
     assert b"telegram:42" not in copy.read_bytes()
+
+
+def test_owners_are_listed_with_their_quotas_and_held_to_them(tmp_path: Path) -> None:
+    database = tmp_path / "chat.db"
+    key = command(database, "keys", "create", "ann").strip()
+    assert command(database, "owners", "list") == "ann  0 conversations, 0 messages, 0 image bytes\n"
+    assert "0 of 2 messages" in command(database, "owners", "quota", "ann", "--messages", "2")
+    with ServerProcess(database) as server:
+        with Client(server.url, additional_headers={"Authorization": f"Bearer {key}"}) as client:
+            first = client.ask("Hello")
+            client.send("response.create", input="Again", previous_response_id=first["id"])
+            error = client.receive()
+            assert (error["type"], error["error"]["code"]) == ("error", "quota_exceeded")
+        assert "1 conversations, 2 of 2 messages" in command(database, "owners", "list")
+    both = command(database, "owners", "quota", "ann", "--messages", "0", "--conversations", "1")
+    assert "1 of 1 conversations, 2 messages" in both
+    assert "no owner 'bob'" in refused(database, "owners", "quota", "bob", "--messages", "1")
+
+
+def test_nobody_is_made_an_owner_by_being_asked_about(tmp_path: Path) -> None:
+    database = tmp_path / "chat.db"
+    command(database, "keys", "create", "ann")
+    command(database, "keys", "create", "bob")
+    assert [line.split()[-1] for line in command(database, "keys", "list").splitlines()] == ["ann", "bob"]
+    for words in (
+        ("keys", "list", "eve"),
+        ("keys", "revoke", "eve"),
+        ("conversations", "search", "x", "--owner", "eve"),
+    ):
+        assert "no owner 'eve'" in refused(database, *words)
+    assert "eve" not in command(database, "owners", "list")
 
 
 def test_a_revoked_or_expired_key_lets_nobody_in(tmp_path: Path) -> None:

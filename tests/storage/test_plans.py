@@ -23,6 +23,7 @@ STATEMENTS = {
     "conversation by key": accounts.CONVERSATION_BY_KEY,
     "owner by key": accounts.OWNER_BY_KEY,
     "owner by name": accounts.OWNER_BY_NAME,
+    "owners": accounts.OWNERS,
     "jumps": tree.JUMPS.statement,
     "conversations": listing.CONVERSATIONS["desc", False],
     "conversations after one": listing.CONVERSATIONS["desc", True],
