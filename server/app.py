@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from fastapi import FastAPI, WebSocket
+from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
-from starlette.websockets import WebSocketState
 
 from idefics_chat.server import (
     http_chat_completions,
@@ -16,14 +15,12 @@ from idefics_chat.server import (
     http_responses,
     http_task_batches,
     http_tasks,
+    websocket_routes,
 )
 from idefics_chat.server.errors import as_api_error
 from idefics_chat.server.front import Front
-from idefics_chat.server.http_access import admit_websocket
 from idefics_chat.server.http_errors import install_error_answers, refusal
-from idefics_chat.server.responses_socket import ResponsesSocket
 from idefics_chat.server.settings import Settings
-from idefics_chat.server.socket_frames import ClientGone, Receive, Send, SocketLimits
 from idefics_chat.server.state import ServerState
 
 ROUTERS = (
@@ -35,6 +32,7 @@ ROUTERS = (
     http_chat_completions.router,
     http_task_batches.router,
     http_tasks.router,
+    websocket_routes.router,
 )
 
 
@@ -66,26 +64,7 @@ def create_app(state: ServerState) -> FastAPI:
             return refusal(as_api_error(error), 503)
         return JSONResponse({"status": "ready"})
 
-    @app.websocket("/v1/responses")
-    async def responses(websocket: WebSocket) -> None:
-        """The Responses protocol over a websocket."""
-        try:
-            caller = await admit_websocket(websocket)
-        except Exception as error:  # noqa: BLE001  refused before the upgrade, with a status
-            await websocket.send_denial_response(refusal(as_api_error(error)))
-            return
-        offered = websocket.scope.get("subprotocols", [])
-        await websocket.accept("realtime" if "realtime" in offered else None)
-        line = (_receiver(websocket), _sender(websocket), socket_limits(state.settings))
-        await ResponsesSocket(caller.chat, caller.store, caller.owner_id, *line).serve()
-
     return app
-
-
-def socket_limits(settings: Settings) -> SocketLimits:
-    """What one connection may send."""
-    pending = settings.max_images_per_turn
-    return SocketLimits(settings.max_frame_bytes, pending, pending * settings.max_image_bytes)
 
 
 def _allow_pages(app: FastAPI, settings: Settings) -> None:
@@ -98,27 +77,3 @@ def _allow_pages(app: FastAPI, settings: Settings) -> None:
             allow_headers=["*"],
             expose_headers=["x-request-id"],
         )
-
-
-def _receiver(websocket: WebSocket) -> Receive:
-    async def receive() -> str | bytes | None:
-        message = await websocket.receive()
-        if message["type"] == "websocket.disconnect":
-            return None
-        text: str | None = message.get("text")
-        data: bytes | None = message.get("bytes")
-        return text if text is not None else data or b""
-
-    return receive
-
-
-def _sender(websocket: WebSocket) -> Send:
-    async def send(text: str) -> None:
-        if websocket.application_state is not WebSocketState.CONNECTED:
-            raise ClientGone
-        try:
-            await websocket.send_text(text)
-        except Exception as error:  # the transport's own errors, whatever the server under us raises
-            raise ClientGone from error
-
-    return send

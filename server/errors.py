@@ -50,6 +50,8 @@ CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
         "conversation_busy": (409, CONFLICT),
         "idempotency_key_reused": (409, CONFLICT),
         "response_not_active": (409, CONFLICT),
+        "conversation_already_has_active_response": (409, CONFLICT),
+        "response_cancel_not_active": (409, CONFLICT),
         "already_exists": (409, CONFLICT),
         "invalid_archive": (400, INVALID),
         "key_not_found": (404, MISSING),

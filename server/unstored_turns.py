@@ -14,7 +14,6 @@ from idefics_chat.conversation.messages import Message
 from idefics_chat.inference.errors import EngineStopped
 from idefics_chat.inference.requests import Engine
 from idefics_chat.server.errors import ApiError
-from idefics_chat.server.places import Place
 from idefics_chat.server.response_log import ResponseLog
 from idefics_chat.server.turn_preparation import TurnPreparation
 from idefics_chat.server.turn_run import TurnRun
@@ -85,7 +84,7 @@ class UnstoredTurns:
         self._preparation.check_request(turn)
         if self._is_stopping():
             raise EngineStopped
-        chain = await self._chain(owner_id, turn.previous_response_id)
+        chain = await self._chain(owner_id, turn)
         prepared = await self._preparation.prepare_unstored(owner_id, turn, chain.id, chain.messages, chain.images)
         keeper = _InMemory()
         run = TurnRun(prepared, keeper, self._engine, self._clock, "cancel")
@@ -130,13 +129,13 @@ class UnstoredTurns:
         ):
             self._kept.popitem(last=False)
 
-    async def _chain(self, owner_id: str, response_id: str | None) -> Chain:
-        if response_id is None:
-            return Chain(self._make_id("conv"))
-        if (kept := self._kept.get(response_id)) is not None:
+    async def _chain(self, owner_id: str, turn: Turn) -> Chain:
+        """What the turn follows: an unstored answer of this connection, or what is stored where it names a place."""
+        response_id = turn.previous_response_id
+        if response_id is not None and (kept := self._kept.get(response_id)) is not None:
             return kept
         if response_id in self._running:
             message = f"The response {response_id} has not ended yet; follow it up when it has."
             raise ApiError("conversation_busy", message, "previous_response_id")
-        place: Place = await self._preparation.place(owner_id, Turn((), previous_response_id=response_id))
+        place = await self._preparation.place(owner_id, turn)
         return Chain(self._make_id("conv"), tuple(await self._preparation.history(place)))
