@@ -1,4 +1,4 @@
-"""The archive format for export and import, version 1: a zip of JSON lines and image files.
+"""The archive format for export and import, version 1: a zip of JSON lines and image files. Users read docs/archive.md.
 
     manifest.json          {"format": "idefics-chat-export", "version": 1, "conversations": N, "messages": N, ...}
     conversations.jsonl    id, external_key, title, metadata, created_at, updated_at, archived_at, tip_id

@@ -5,6 +5,7 @@ import base64
 import hashlib
 import io
 import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -26,6 +27,8 @@ from idefics_chat.storage.values import FinishedResponse, Limits, StoredImage
 from idefics_chat.storage.verify import verify
 
 pytestmark = pytest.mark.anyio
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "archive.md"
 
 
 def picture(colour: str) -> StoredImage:
@@ -80,6 +83,19 @@ async def test_a_round_trip_is_equal_to_the_byte(archive, other, store, owner, t
     assert len(await other.search(eve.id, "square")) == 2
     await other.close()
     assert verify(tmp_path / "other.db").problems == ()
+
+
+async def test_the_document_of_the_format_names_every_file_and_field(archive):
+    rows = re.findall(r"^\| `(\S+)` \| (.*) \|$", DOCUMENT.read_text(), re.MULTILINE)
+    described = {name: set(re.findall(r"`(\w+)`", text)) for name, text in rows}
+    with zipfile.ZipFile(archive) as packed:
+        for name in packed.namelist():
+            if name.startswith("images/"):
+                assert "images/DIGEST" in described
+                continue
+            for line in packed.read(name).decode().splitlines():
+                assert set(json.loads(line)) == described[name] - {"DIGEST"}, name
+    assert len(described) == 6
 
 
 async def test_an_imported_conversation_goes_on(archive, other, talk):
