@@ -113,14 +113,14 @@ async def opened_model(flags: TaskFlags) -> AsyncIterator[AsyncModel]:
         return
     settings = settings_of(flags.model, flags.config)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    _quiet_libraries(console.is_terminal)
+    quiet_libraries(console.is_terminal)
     if console.is_terminal:
         console.print(f"Loading [bold]{settings.model}[/bold] ...")
     async with open_local(settings) as model:
         yield model
 
 
-def _quiet_libraries(on_terminal: bool) -> None:
+def quiet_libraries(on_terminal: bool) -> None:
     """Bars of the libraries are for a person; what they log below a warning is for nobody here."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     if not on_terminal:

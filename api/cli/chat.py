@@ -1,0 +1,247 @@
+"""`idefics-chat chat`: talk about pictures in a terminal."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from idefics_chat.cli.chat_connection import ChatConnection, Json
+from idefics_chat.cli.chat_lines import COMMANDS, NAMES, Command, Said, image_path, read_line
+from idefics_chat.cli.common import Database, fail, settings_of
+from idefics_chat.cli.task_options import MODEL_FLAGS, TaskFlags, quiet_libraries, task_command
+from idefics_chat.cli.task_output import printable
+from idefics_chat.tasks.remote import ServerError
+
+HISTORY_FILE = Path("~/.idefics_chat_history")
+SHOWN_ON_RESUME = 6
+
+
+@task_command(MODEL_FLAGS)
+def chat(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[IMAGE...] [QUESTION]", help="What to begin with.", show_default=False),
+    ] = None,
+    conversation: Annotated[
+        str | None, typer.Option("--conversation", help="Go on with this conversation; `last` is the latest.")
+    ] = None,
+    database: Database = None,
+    *,
+    flags: TaskFlags,
+) -> None:
+    """Talk about pictures. Conversations are kept, and can be gone on with.
+
+    Examples:
+
+        idefics-chat chat
+
+        idefics-chat chat photo.png "What is in this image?"
+
+        idefics-chat chat --conversation last
+
+        idefics-chat chat --server http://127.0.0.1:8000
+
+    Drop a picture on the terminal, or type its path, to show it. /help lists the commands. Without --server one is
+    started in this process, with the conversations of --database.
+    """
+    with _address(flags, database) as url:
+        talk = _Talk(ChatConnection(url, flags.key), _go_on_with(flags, database))
+        try:
+            talk.begin(conversation, " ".join(_quoted(word) for word in words or []))
+            talk.until_the_end()
+        finally:
+            talk.close()
+
+
+class _Talk:
+    """The conversation on the terminal. `how` is the command to go on with later, but for the id."""
+
+    def __init__(self, connection: ChatConnection, how: str) -> None:
+        self._connection = connection
+        self._how = how
+        self._images: list[Path] = []
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._person = sys.stdin.isatty()
+
+    def begin(self, conversation: str | None, first: str) -> None:
+        """Take up a conversation, and say the first words."""
+        if conversation is not None:
+            self._resume("" if conversation == "last" else conversation)
+        elif self._person:
+            self._console.print("[dim]Drop a picture here or type its path, then ask. /help says what else.[/dim]")
+        if first:
+            self._take(first)
+
+    def until_the_end(self) -> None:
+        """Answer what is typed until there is no more, or until it says so."""
+        with _line_editing(self._person):
+            while (line := self._typed()) is not None:
+                if line.strip() and not self._survived(line):
+                    return
+
+    def close(self) -> None:
+        """Hang up, and say how to go on."""
+        if self._connection.conversation is not None and self._person:
+            self._console.print(f"[dim]Go on later: {self._how} --conversation {self._connection.conversation}[/dim]")
+        self._connection.close()
+
+    def _typed(self) -> str | None:
+        """The next line; None at the end of the input, or at Ctrl-C."""
+        shown = f"[{len(self._images)} image{'s' if len(self._images) > 1 else ''}] > " if self._images else "> "
+        try:
+            return input(shown if self._person else "")
+        except (EOFError, KeyboardInterrupt):
+            if self._person:
+                self._console.print()
+            return None
+
+    def _survived(self, line: str) -> bool:
+        """Do what a line says; False where it says to leave."""
+        try:
+            return self._take(line)
+        except ServerError as error:
+            typer.echo(f"error: {error}", err=True)
+            if not self._person:
+                raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            self._console.print("\n[dim]Stopped before it was sent.[/dim]")
+        return True
+
+    def _take(self, line: str) -> bool:
+        match read_line(line):
+            case Command("/quit" | "/exit"):
+                return False
+            case Command(name, rest):
+                self._obey(name, rest)
+            case Said("", images):
+                self._add(images)
+            case Said(text, images):
+                shown, self._images = [*self._images, *images], []
+                self._show(self._connection.ask(text, shown, self._write))
+        return True
+
+    def _obey(self, name: str, rest: str) -> None:
+        match name:
+            case "/image":
+                path = image_path(rest)
+                self._add((path,)) if path else typer.echo(f"There is no file {rest!r}.", err=True)
+            case "/new":
+                self._connection.conversation = None
+                self._images = []
+                self._console.print("[dim]A new conversation begins.[/dim]")
+            case "/list":
+                for item in self._connection.conversations():
+                    self._console.print(_listed(item), markup=False)
+            case "/resume":
+                self._resume(rest)
+            case "/history":
+                self._tell(self._connection.items())
+            case "/again":
+                self._show(self._connection.again(self._write))
+            case "/delete":
+                self._connection.delete()
+                self._console.print("[dim]Deleted; a new conversation begins.[/dim]")
+            case "/help":
+                for command, text in COMMANDS.items():
+                    self._console.print(f"  {command:12} {text}", markup=False)
+            case _:
+                typer.echo(f"There is no command {name}; /help lists those there are.", err=True)
+
+    def _add(self, images: tuple[Path, ...]) -> None:
+        self._images += images
+        for path in images:
+            self._console.print(f"[dim]{printable(path.name)} goes with the next question.[/dim]")
+
+    def _resume(self, conversation: str) -> None:
+        if not conversation:
+            latest = self._connection.conversations(limit=1)
+            if not latest:
+                raise ServerError("conversation_not_found", "There is no conversation yet to go on with.", 404)
+            conversation = latest[0]["id"]
+        self._connection.resume(conversation)
+        if self._person:
+            self._tell(self._connection.items()[-SHOWN_ON_RESUME:])
+
+    def _tell(self, items: list[Json]) -> None:
+        for item in items:
+            spoken = " ".join(part.get("text") or "[image]" for part in item["content"])
+            self._console.print(f"{'> ' if item['role'] == 'user' else ''}{printable(spoken)}", markup=False)
+
+    def _write(self, piece: str) -> None:
+        sys.stdout.write(printable(piece))
+        sys.stdout.flush()
+
+    def _show(self, end: Json) -> None:
+        """What to add behind an answer."""
+        note = ""
+        if end["status"] == "failed":
+            note = f" [failed: {end['error']['message']}]"
+        elif end["status"] != "completed":
+            note = f" [cut short: {end['incomplete_details']['cause']}]"
+        sys.stdout.write(f"{note}\n")
+        sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _address(flags: TaskFlags, database: str | None) -> Iterator[str]:
+    """The server to talk with: the one that was named, or one in this process."""
+    if flags.server:
+        if database is not None:
+            fail("The server has a database of its own; leave out --database.")
+        yield flags.server
+        return
+    given: dict[str, Any] = {**flags.model, "database": database, "host": "127.0.0.1", "port": 0, "require_key": False}
+    settings = settings_of(given, flags.config)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    quiet_libraries(console.is_terminal)
+    if console.is_terminal:
+        console.print(f"Loading [bold]{settings.model}[/bold] ...")
+    from idefics_chat.cli.chat_server import server_in_process
+
+    with server_in_process(settings) as url:
+        yield url
+
+
+def _go_on_with(flags: TaskFlags, database: str | None) -> str:
+    given = {"server": flags.server, **flags.model, "database": database}
+    return " ".join(["idefics-chat chat", *(f"--{name} {value}" for name, value in given.items() if value)])
+
+
+@contextlib.contextmanager
+def _line_editing(person: bool) -> Iterator[None]:
+    """Line editing, with what was typed before and the commands' names, where the terminal can do it."""
+    try:
+        import readline
+    except ImportError:
+        yield
+        return
+    if not person:
+        yield
+        return
+    path = HISTORY_FILE.expanduser()
+    with contextlib.suppress(OSError):
+        readline.read_history_file(path)
+    readline.set_completer_delims(" ")
+    readline.set_completer(lambda text, state: [*(n for n in NAMES if text and n.startswith(text)), None][state])
+    readline.parse_and_bind("tab: complete")
+    try:
+        yield
+    finally:
+        readline.set_history_length(1000)
+        with contextlib.suppress(OSError):
+            readline.write_history_file(path)
+
+
+def _listed(conversation: Json) -> str:
+    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(conversation["created_at"]))
+    return f"  {conversation['id']}  {made}  {printable(conversation.get('title') or '')}".rstrip()
+
+
+def _quoted(word: str) -> str:
+    """A word of the command line as it would be typed."""
+    return f'"{word}"' if " " in word and image_path(f'"{word}"') else word
