@@ -13,7 +13,7 @@ PROGRESS := grep --line-buffered -E '^(Collecting|Downloading|Building|Installin
 SETUP := pyproject.toml constraints.txt
 PACKAGES := $(shell git ls-files -co --exclude-standard -- '*.py' 'default_model/checkpoint/*' 'storage/migrations/*' 2>/dev/null)
 
-.PHONY: serve test torture bench lint types coverage clean
+.PHONY: serve test torture fuzz bench lint types coverage clean
 
 serve: $(VENV)/installed
 	@$(VENV)/bin/idefics-chat serve $(ARGS)
@@ -24,6 +24,9 @@ test: $(VENV)/installed-test lint types
 
 torture: $(VENV)/installed-test
 	@$(VENV)/bin/python -m tests.torture $(or $(ARGS),--kills 1000)
+
+fuzz: $(VENV)/installed-test
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.fuzz $(or $(ARGS),--inputs 20000 --seed 1)
 
 bench: $(VENV)/installed-test
 	@for file in memory storage engine_decode engine_turns; do \

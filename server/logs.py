@@ -19,6 +19,8 @@ from idefics_chat.server.asker import ASKER
 QUIET = ("uvicorn", "alembic", "httpx", "PIL", "asyncio")
 """Loggers of others that are heard from warnings on."""
 
+CLIENT_FAULTS = ("Invalid UTF-8 sequence received from client.", "Invalid HTTP request received.")
+
 _log = logging.getLogger(__name__)
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
@@ -37,6 +39,12 @@ def hush_others() -> None:
     """Hear of other packages' loggers only what is wrong: some log what clients write in addresses."""
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").addFilter(_is_no_client_s_fault)
+
+
+def _is_no_client_s_fault(record: logging.LogRecord) -> bool:
+    """What clients do wrong they are told; in the log it would let them fill the disk."""
+    return record.msg not in CLIENT_FAULTS
 
 
 def log_loop_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

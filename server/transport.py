@@ -91,6 +91,16 @@ class HttpConnection(H11Protocol):
         elif self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
             self._deadline = self.loop.call_later(self.config.connections.handshake_timeout_s, self._too_late)
 
+    def send_400_response(self, msg: str) -> None:
+        """What came is no HTTP, perhaps in the middle of a request that is being answered: nothing else is sent."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.abort()
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._stall = self.loop.call_later(self.config.connections.stalled_timeout_s, self.transport.abort)
@@ -137,6 +147,11 @@ class WebsocketConnection(WebSocketsSansIOProtocol):
         if self._stall is not None:
             self._stall.cancel()
             self._stall = None
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
+            self.handshake_complete = True  # refused is complete too; uvicorn would call it a fault of ours
 
     def keepalive_timeout(self) -> None:
         super().keepalive_timeout()
