@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -21,6 +22,8 @@ Database = Annotated[
     str | None, typer.Option("--database", help="SQLite file, or an SQLAlchemy URL. [default: ./idefics-chat.db]")
 ]
 
+
+REFRESH_S = 0.1
 
 Config = Annotated[
     Path | None, typer.Option("--config", envvar=CONFIG_VARIABLE, help="TOML file with settings.", show_default=False)
@@ -122,4 +125,12 @@ def shown_activity(what: str) -> Iterator[Callable[[], None]]:
         *columns, console=console, transient=True, auto_refresh=False, disable=not console.is_terminal
     ) as shown:
         shown.add_task(what, total=None)
-        yield shown.refresh
+        last = time.monotonic()
+
+        def tick() -> None:
+            nonlocal last
+            if time.monotonic() - last > REFRESH_S:
+                last = time.monotonic()
+                shown.refresh()
+
+        yield tick

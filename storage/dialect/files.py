@@ -14,7 +14,7 @@ from idefics_chat.storage.dialect.interface import FileSizes, Progress
 from idefics_chat.storage.errors import DatabaseUnavailable
 
 PAGES_A_STEP = 1_024
-STEPS_A_TICK = 100_000
+STEPS_A_TICK = 1_000
 """Of SQLite's virtual machine, between two ticks."""
 
 

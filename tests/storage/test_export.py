@@ -108,6 +108,15 @@ async def test_an_imported_conversation_goes_on(archive, other, talk):
     assert (await other.item(eve.id, row.output_id))[0] == "conv_1"
 
 
+async def test_an_import_and_an_export_say_how_far_they_are(archive, other, tmp_path):
+    owner, told = await other.owner("bob"), []
+    await other.import_archive(owner.id, archive, progress=lambda done, total: told.append((done, total)))
+    assert told == [(0, 2), (1, 2)]
+    told.clear()
+    await other.export_archive(owner.id, tmp_path / "b.zip", progress=lambda done, total: told.append((done, total)))
+    assert told == [(0, 2), (1, 2)]
+
+
 async def test_importing_twice_is_importing_once(archive, store, owner, other, tmp_path):
     eve = await other.owner("eve")
     await other.import_archive(eve.id, archive)

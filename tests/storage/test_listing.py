@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from idefics_chat.conversation.messages import Message, TextPart
 from idefics_chat.storage import listing, tree, turns
-from idefics_chat.storage.errors import ConversationNotFound, ItemNotFound
+from idefics_chat.storage.errors import ConversationNotFound, ImageNotFound, ItemNotFound
 from idefics_chat.storage.store import Store
 
 pytestmark = pytest.mark.anyio
@@ -72,6 +72,21 @@ async def test_items_are_those_of_the_asked_branch(store, owner, talk):
     assert sorted(m.id for m in (*whole.items, *rest.items)) == [m.id for m in (*whole.items, *rest.items)]
     assert len(rest.items) == 2
     assert not rest.has_more
+
+
+async def test_a_conversation_of_500_images_is_opened_without_any_of_them(store, owner, talk, database):
+    await store.create_conversation(owner.id, id="conv_1")
+    images = [talk.image(f"image {number}".encode()) for number in range(500)]
+    messages: list[Message] = []
+    for image in images:
+        messages.append(talk.user(messages[-1].id if messages else None, "Look.", [image]))
+    await store.add_items(owner.id, "conv_1", messages, images)
+    await store._writer.run(lambda connection: connection.exec_driver_sql("DELETE FROM image_data"))
+    assert (await store.conversation(owner.id, "conv_1")).tip_id == messages[-1].id
+    assert await all_items(store, owner, "conv_1", 50, "asc") == messages
+    assert await store.path("conv_1", messages[-1].id) == messages
+    with pytest.raises(ImageNotFound):
+        await store.image_data(images[0].digest)
 
 
 async def test_an_empty_conversation_has_an_empty_page(store, owner):

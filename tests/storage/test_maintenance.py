@@ -166,6 +166,17 @@ async def test_vacuum_gives_the_space_of_what_was_purged_back(store, owner, talk
     assert verify(database).problems == ()
 
 
+async def test_a_vacuum_says_that_it_goes_on(store, owner, talk, database):
+    await store.create_conversation(owner.id, id="conv_x")
+    messages = []
+    for _ in range(1_000):
+        messages.append(talk.user(messages[-1].id if messages else None, "Many small rows."))
+    await store.add_items(owner.id, "conv_x", messages)
+    ticks: list[int] = []
+    maintenance.vacuum(database, lambda: ticks.append(1))
+    assert len(ticks) > 3
+
+
 async def test_statistics_count_what_is_there(store, owner, talk, database):
     await some_data(store, owner, talk)
     stats = maintenance.stats(database)
