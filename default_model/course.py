@@ -11,12 +11,13 @@ from torch import Tensor
 
 from idefics_chat.default_model.base_tasks import FEW, SINGLE, sample_base_task
 from idefics_chat.default_model.batches import Batch, Encoded, Encoder
-from idefics_chat.default_model.dialogues import MAX_IMAGES, sample_dialogue
+from idefics_chat.default_model.dialogues import MAX_IMAGES, add_turn, sample_dialogue
 from idefics_chat.default_model.documents import END, Document, Piece
-from idefics_chat.default_model.memory import NAMES
+from idefics_chat.default_model.memory import NAMES, Memory, recall_asked, recall_fact, tell_fact
+from idefics_chat.default_model.questions import ask
 from idefics_chat.default_model.scene_table import SceneTable
 from idefics_chat.default_model.scenes import Scene
-from idefics_chat.default_model.small_talk import WORDS
+from idefics_chat.default_model.small_talk import WORDS, unknown
 
 #: Of so many documents drawn one is learnt.
 CANDIDATES = 4
@@ -55,6 +56,22 @@ def echo(rng: random.Random) -> Document:
     said, document = " " + " ".join(words), Document(END)
     between = rng.choice(("\nUser: What did I just ask?", "\nUser: What is my name?", ""))
     document.add(f"User:{said}", END, between, END if between else "", "\nAssistant:", Piece(said, ECHO))
+    return document
+
+
+def reminder(rng: random.Random, new_scene: Callable[[], Scene]) -> Document:
+    """A short conversation in which much of what was said is asked for again."""
+    document, memory = Document(END), Memory()
+    if rng.random() < 0.6:
+        memory.scenes.append(new_scene())
+        add_turn(document, memory, ask(memory.scenes[0], rng), memory.scenes, rng)
+    for _ in range(rng.randint(3, 8)):
+        question, dice = None, rng.random()
+        if dice < 0.5:
+            question = recall_fact(memory, rng) if rng.random() < 0.7 else recall_asked(memory, rng)
+        elif dice < 0.7:
+            question = ask(memory.scenes[0], rng) if memory.scenes else unknown(rng)
+        add_turn(document, memory, question or tell_fact(memory, rng), [], rng)
     return document
 
 
@@ -109,6 +126,8 @@ class Course:
     def _sample(self, new_scene: Callable[[], Scene]) -> Document:
         if self.rng.random() < 0.03:
             return echo(self.rng)
+        if self.rng.random() < 0.05:
+            return reminder(self.rng, new_scene)
         beginner = self.rng.random() > self.progress / 0.14 - 1.25
         if self.rng.random() < (0.28 if self.progress > 0.12 else 0.06):
             return sample_base_task(self.rng, new_scene, SINGLE if beginner else SINGLE | FEW)

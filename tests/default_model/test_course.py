@@ -8,7 +8,7 @@ from transformers import AutoProcessor
 from idefics_chat.default_model import checkpoint_path
 from idefics_chat.default_model.architecture import LATENTS
 from idefics_chat.default_model.batches import Encoder
-from idefics_chat.default_model.course import CANDIDATES, ECHO, Course, Tally, echo
+from idefics_chat.default_model.course import CANDIDATES, ECHO, Course, Tally, echo, reminder
 from idefics_chat.default_model.documents import Piece
 from idefics_chat.default_model.grounding import ThingTable
 from idefics_chat.default_model.scene_table import SceneTable, memory_targets
@@ -43,6 +43,14 @@ def test_an_echo_asks_for_what_was_said() -> None:
     assert isinstance(answer, Piece)
     assert answer.kind == ECHO
     assert document.text().startswith(f"<s>User:{answer.text}<end_of_utterance>")
+
+
+def test_a_reminder_asks_for_what_was_said() -> None:
+    documents = [reminder(random.Random(n), lambda: sample_scene(random.Random(1))) for n in range(50)]
+    pieces = [d.items[i] for d in documents for i in d.answers]
+    recalled = [piece.text for piece in pieces if isinstance(piece, Piece) and piece.kind == "recall said"]
+    assert len(recalled) > 50
+    assert all(text.startswith((" Your ", " You asked: ")) for text in recalled)
 
 
 def test_scenes_that_are_hard_are_found() -> None:
