@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 START_S = 90
+END_S = 60
 
 _READY = re.compile(r"ws://(\S+?)/v1/responses")
 _COMMAND = [sys.executable, "-c", "from idefics_chat.cli.main import main; main()"]
@@ -32,6 +33,8 @@ def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
 
 class ServerProcess:
     """`idefics-chat serve` on a free port of loopback. A context manager; `output` is what it wrote so far."""
+
+    start_s: float = START_S
 
     def __init__(self, database: Path, *arguments: str, env: dict[str, str] | None = None) -> None:
         self.database = database
@@ -75,8 +78,8 @@ class ServerProcess:
         )
 
     def _reap(self) -> None:
-        self.process.wait(timeout=30)
-        while self._lines.get(timeout=10) is not None:
+        self.process.wait(timeout=END_S)
+        while self._lines.get(timeout=END_S) is not None:
             pass
 
     def _pump(self) -> None:
@@ -88,9 +91,9 @@ class ServerProcess:
         self._lines.put(None)
 
     def _wait_until_ready(self) -> str:
-        while (line := self._lines.get(timeout=START_S)) is not None:
+        while (line := self._lines.get(timeout=self.start_s)) is not None:
             if found := _READY.search(line):
                 return found[1]
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=END_S)
         self._lines.put(None)
         raise RuntimeError(f"the server ended with {self.process.returncode}: {self.output}")

@@ -11,8 +11,8 @@ from typing import IO, Any, Self
 
 from tests.end_to_end.server_process import ServerProcess, environment
 
-START_S = 180.0
-END_S = 30.0
+START_S = 900.0
+END_S = 120.0
 
 
 class Zygote:
@@ -89,8 +89,16 @@ class ForkedProcess:
         return self.returncode
 
 
+class ColdServer(ServerProcess):
+    """A server that starts from nothing, on a machine that may be busy."""
+
+    start_s = START_S
+
+
 class ForkedServer(ServerProcess):
     """A server that a zygote forks."""
+
+    start_s = START_S
 
     def __init__(self, zygote: Zygote, database: Path) -> None:
         self._zygote = zygote

@@ -6,9 +6,11 @@ holds. A turn that was not acknowledged is sent again under its key and must not
 """
 
 import json
+import math
 import random
 import sqlite3
 import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -22,7 +24,7 @@ from websockets.exceptions import ConnectionClosed, InvalidMessage
 from idefics_chat.storage.verify import verify
 from tests.end_to_end.client import ANSWER_S, ENDS, Client, Json, message, text_of
 from tests.end_to_end.server_process import ServerProcess
-from tests.torture.forked_server import END_S, ForkedServer, Zygote
+from tests.torture.forked_server import END_S, ColdServer, ForkedServer, Zygote
 
 CLIENTS = 6
 LONGEST_LIFE_S = 30.0
@@ -66,7 +68,10 @@ class Happenings:
 
 class UncheckedClient(Client):
     """A client that takes frames as they are: their types are checked where nothing is killed, and what counts here is
-    what is in them."""
+    what is in them. A slow server is no dead one: it may take its time."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url, open_timeout=END_S, ping_interval=None)
 
     def receive(self) -> Json:
         """The next frame."""
@@ -169,7 +174,7 @@ class Servers:
     def start(self, database: Path, *, cold: bool) -> ServerProcess:
         """A server that is ready, `cold` from nothing. Raises RuntimeError when it does not start."""
         if cold or self._zygote is None:
-            return ServerProcess(database)
+            return ColdServer(database)
         return ForkedServer(self._zygote, database)
 
     def kill_while_starting(self, database: Path, after_s: float) -> None:
@@ -188,9 +193,12 @@ def torture(
     kills: int,
     seed: int,
     zygote: Zygote | None = None,
+    *,
+    until_s: float = math.inf,
     say: Callable[[str], None] = lambda _: None,
 ) -> Tally:
-    """Kill the server `kills` times, a new database every `EPOCH_KILLS`; the tally.
+    """Kill the server `kills` times, a new database every `EPOCH_KILLS`; the tally. By the monotonic time `until_s` it
+    ends in any case, with all that is checked at an end.
 
     With a zygote the first server of each database is started from nothing and the others are forked; some are killed
     while they start. Without one all are started from nothing.
@@ -199,13 +207,13 @@ def torture(
         AssertionError: something acknowledged was lost, doubled or changed, or a database does not hold together.
     """
     tally = Tally()
-    while tally.kills < kills:
+    while tally.kills < kills and time.monotonic() < until_s:
         database = folder / f"{tally.kills:05}.db"
         rng = random.Random(seed * 100_003 + tally.kills)
         clients = [TalkingClient(number, image, random.Random(rng.random())) for number in range(CLIENTS)]
         last = min(kills, tally.kills + EPOCH_KILLS)
         cold = True
-        while tally.kills < last:
+        while tally.kills < last and time.monotonic() < until_s:
             kill_once(database, clients, Servers(zygote), rng, tally, cold=cold)
             cold = False
             say(str(tally.with_turns_of(clients)))
@@ -245,7 +253,7 @@ def talk_until_killed(server: ServerProcess, clients: list[TalkingClient], rng: 
     threading.Event().wait(rng.uniform(0, AFTERWARDS_S))
     server.kill()
     for thread in threads:
-        thread.join(30)
+        thread.join(END_S)
         assert not thread.is_alive(), "a client hangs"
     for client in clients:
         if client.complaint is not None:
