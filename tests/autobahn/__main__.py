@@ -25,7 +25,7 @@ from idefics_chat.server.web_server import WebServer, listen
 LEFT_OUT = ["9.*", "12.*", "13.*"]
 PASSED = {"OK", "NON-STRICT", "INFORMATIONAL"}
 KNOWN = {"7.1.5"}
-"""Failed by the `websockets` package under us: a close between a message's fragments is answered with 1002, not 1000."""
+"""Failed by the `websockets` package: a close between a message's fragments is answered with 1002, not 1000."""
 RESULTS = Path(__file__).with_name("results.json")
 """What the last run found, case by case."""
 
