@@ -26,11 +26,13 @@ VOCABULARY = 8192
 FIRST_WORD = 10
 
 
-def medium_model(layers: int = 8, hidden: int = 512, context: int = 4096) -> Any:
+def medium_model(
+    layers: int = 8, hidden: int = 512, context: int = 4096, vocabulary: int = VOCABULARY, image_id: int = IMAGE_ID
+) -> Any:
     """An Idefics3 of about 40 million parameters, images of 64 tokens, in fp32 on the CPU."""
     torch.manual_seed(0)
     config = Idefics3Config(
-        image_token_id=IMAGE_ID,
+        image_token_id=image_id,
         pad_token_id=0,
         scale_factor=2,
         vision_config={
@@ -43,7 +45,7 @@ def medium_model(layers: int = 8, hidden: int = 512, context: int = 4096) -> Any
         },
         text_config={
             "model_type": "llama",
-            "vocab_size": VOCABULARY,
+            "vocab_size": vocabulary,
             "hidden_size": hidden,
             "intermediate_size": 4 * hidden,
             "num_hidden_layers": layers,

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from engine_cases import Clock, _Words, median, seconds
+from torch import nn
 from transformers import IdeficsConfig, IdeficsForVisionText2Text
 
 from idefics_chat.inference.answer import Answer
 from idefics_chat.inference.family_idefics import Idefics
 from idefics_chat.inference.job import Job
+from idefics_chat.inference.precision import can_pack
 from idefics_chat.inference.prompt_encoder import EncodedPrompt
 from idefics_chat.inference.sampling import Sampler
 from idefics_chat.inference.sampling_params import SamplingParams
@@ -36,7 +38,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "small": {
         "hidden_size": 256,
-        "intermediate_size": 688,
+        "intermediate_size": 704,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "vision_config": {"embed_dim": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 128},
@@ -55,6 +57,23 @@ def make_model(shape: str, device: torch.device, dtype: torch.dtype) -> Any:
             return IdeficsForVisionText2Text(config).eval()
     finally:
         torch.set_default_dtype(before)
+
+
+def pack(model: Any) -> Any:
+    """Pack the decoder's matrices in 4 bits, in place, as loading with `quantization="4bit"` does."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    for stack in (model.model.layers, model.model.gated_cross_attn_layers):
+        for name, module in list(stack.named_modules()):
+            if type(module) is not nn.Linear or not can_pack(module, "4bit"):
+                continue
+            size, bias = (module.in_features, module.out_features), module.bias is not None
+            packed = Linear4bit(*size, bias=bias, compute_dtype=model.dtype, quant_type="nf4", device="meta")
+            packed.weight = Params4bit(module.weight.data, requires_grad=False, quant_type="nf4")
+            packed.bias = module.bias
+            parent, _, child = name.rpartition(".")
+            setattr(stack.get_submodule(parent), child, packed.to(model.device))
+    return model
 
 
 def copy_bandwidth(device: torch.device, size_bytes: int) -> float:
@@ -139,12 +158,25 @@ def main() -> None:
     device = torch.device(options.device)
     model = make_model(options.shape, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
     bandwidth = copy_bandwidth(device, 2**32 if device.type == "cuda" else 2**27)
-    alone = 1 / stock_step_s(model, options.steps)
-    print(f"copy bandwidth {bandwidth / 1e9:.0f} GB/s; stock generate, alone: {alone:.1f} tokens/s")
+    print(f"{options.shape} on {_name(device)}, torch {torch.__version__}; copy bandwidth {bandwidth / 1e9:.0f} GB/s")
+    measure(str(model.dtype).removeprefix("torch."), model, bandwidth, options.steps)
+    measure("4bit", pack(model), bandwidth, options.steps)
+
+
+@torch.inference_mode()
+def measure(precision: str, model: Any, bandwidth: float, steps: int) -> None:
+    """Print one row a batch size."""
+    print(f"{precision}: stock generate, alone: {1 / stock_step_s(model, steps):.1f} tokens/s")
     for rows in (1, 8, 32):
-        step_s = engine_step_s(model, rows, options.steps)
+        step_s = engine_step_s(model, rows, steps)
         limit_s = step_bytes(model, rows) / bandwidth
-        print(f"{rows:2d} rows: {rows / step_s:7.1f} tokens/s, {limit_s / step_s:.2f} of the bandwidth limit")
+        print(
+            f"{precision}: {rows:2d} rows: {rows / step_s:7.1f} tokens/s, {limit_s / step_s:.2f} of the bandwidth limit"
+        )
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 if __name__ == "__main__":

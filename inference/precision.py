@@ -108,7 +108,7 @@ def _kept_whole(config: PreTrainedConfig, quantization: str) -> list[str]:
     with torch.device("meta"):
         model = auto.from_config(config)
     linear = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
-    whole = [name for name, module in linear.items() if not _can_pack(module, quantization)]
+    whole = [name for name, module in linear.items() if not can_pack(module, quantization)]
     head = [name for name, module in model.named_modules() if module is model.get_output_embeddings()]
     if all(name in whole or name.startswith(tuple(head)) for name in linear):
         raise ModelLoadError(f"Nothing in this model can be packed in {quantization}: its matrices are too small.")
@@ -116,7 +116,8 @@ def _kept_whole(config: PreTrainedConfig, quantization: str) -> list[str]:
     return [name.replace(".", r"\.") for name in sorted({*whole, *head})]
 
 
-def _can_pack(module: nn.Linear, quantization: str) -> bool:
+def can_pack(module: nn.Linear, quantization: str) -> bool:
+    """Whether bitsandbytes can pack a matrix of this shape in "4bit" or "8bit"."""
     if quantization == "8bit":
         return True
     return module.in_features % IN_BLOCK_4BIT == 0 and module.out_features % OUT_BLOCK_4BIT == 0
