@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import Callable
+import threading
 from dataclasses import replace
 
 import pytest
@@ -275,23 +275,27 @@ async def test_the_engine_keeps_the_interface(random_model, running):
     assert info.tokenizer == random_model.facts.fingerprint
 
 
-async def test_the_event_loop_runs_on_while_the_model_works(random_model, running, album, conversation):
+@pytest.mark.parametrize("work", ["prepare", "encode", "prefill", "decode"])
+async def test_the_event_loop_runs_on_while_the_model_works(
+    random_model, running, answer, album, conversation, monkeypatch, work
+):
+    """Each part of the model's work waits for the event loop here: were it done there, it would wait in vain."""
     engine = running(random_model)
-    request = GenerationRequest(conversation([["Count"]]), album.load, SamplingParams(temperature=1.0, seed=5))
-    generation = await engine.submit(request)
-    beats = 0
+    entered, released = threading.Event(), threading.Event()
+    right = getattr(type(engine._family), work)
 
-    async def beat(until: Callable[[], bool]) -> None:
-        nonlocal beats
-        while not until():
-            await asyncio.sleep(0.001)
-            beats += 1
+    def waiting(*arguments):
+        entered.set()
+        assert released.wait(10), "the event loop stood still"
+        return right(*arguments)
 
-    done: list[GenerationResult] = []
+    monkeypatch.setattr(type(engine._family), work, waiting)
+    request = GenerationRequest(conversation([["Count", album.add("red")]]), album.load, max_output_tokens=3)
     async with asyncio.TaskGroup() as group:
-        group.create_task(beat(lambda: bool(done)))
-        done += [item async for item in generation if isinstance(item, GenerationResult)]
-    assert beats > 5
+        answering = group.create_task(answer(engine, request))
+        assert await asyncio.to_thread(entered.wait, 10)
+        released.set()
+    assert len(answering.result()[1].token_ids) == 3
 
 
 def _limits_seen(loaded, monkeypatch, free_bytes: int | None):
