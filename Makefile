@@ -28,8 +28,8 @@ torture: $(VENV)/installed-test
 fuzz: $(VENV)/installed-test
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.fuzz $(or $(ARGS),--inputs 20000 --seed 1)
 
-bench: $(VENV)/installed-test
-	@for file in memory storage engine_decode engine_turns; do \
+bench: $(VENV)/installed-bench
+	@for file in memory storage engine_decode engine_turns engine_thread engine_serve; do \
 		echo "== $$file"; OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/$$file.py || exit 1; done
 
 lint: $(VENV)/installed-test
@@ -54,6 +54,12 @@ $(VENV)/installed: $(VENV)/bin/python $(SETUP) $(PACKAGES)
 $(VENV)/installed-test: $(VENV)/installed
 	@echo "Installing what the tests need ..."
 	@$(PIP) '.[test,lint]' | $(PROGRESS)
+	@rm -rf build *.egg-info
+	@touch $@
+
+$(VENV)/installed-bench: $(VENV)/installed-test
+	@echo "Installing what the benchmarks compare with ..."
+	@$(PIP) '.[bench]' | $(PROGRESS)
 	@rm -rf build *.egg-info
 	@touch $@
 
