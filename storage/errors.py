@@ -19,6 +19,7 @@
     ├── IdempotencyConflict         the same key with another request
     ├── DatabaseUnavailable         disk full, read-only, corrupt, locked, closed
     ├── DatabaseTooNew              written by a newer program
+    ├── DatabaseTooOld              to be upgraded first
     └── UnknownRevision             not a database of ours, or of a revision that this program does not know
 
 Each has a stable `code`; `str()` is a sentence that says what to do.
@@ -276,6 +277,23 @@ class DatabaseTooNew(StorageError):
         return (
             f"The database is at revision {self.revision} and this program knows revisions up to {self.newest}; "
             "install the newer program that wrote it, or give another database file."
+        )
+
+
+class DatabaseTooOld(StorageError):
+    """A database at an earlier `revision` than `newest`, where what was asked for needs the newest."""
+
+    code = "database_too_old"
+
+    def __init__(self, revision: str, newest: str) -> None:
+        super().__init__(revision, newest)
+        self.revision = revision
+        self.newest = newest
+
+    def __str__(self) -> str:
+        return (
+            f"The database is at revision {self.revision}; make a backup and upgrade it (idefics-chat db upgrade) "
+            f"to this program's revision, {self.newest}."
         )
 
 

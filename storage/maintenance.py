@@ -79,13 +79,14 @@ def vacuum(file: Path, tick: Callable[[], None] | None = None) -> int:
 
 
 def stats(file: Path) -> Stats:
-    """How much the database holds. Raises DatabaseUnavailable."""
+    """How much the database holds. Raises DatabaseUnavailable, and DatabaseTooOld for one that is not upgraded yet."""
     with _told(file) as dialect:
         sizes = dialect.sizes(file)
         with dialect.snapshot(database_url(str(file))) as connection:
+            revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one()
+            schema.check_revision(revision)
             rows = {name: _count(connection, Base.metadata.tables[name]) for name in COUNTED}
             image_bytes = connection.execute(select(func.coalesce(func.sum(ImageRecord.size_bytes), 0))).scalar_one()
-            revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one()
         return Stats(revision, rows, image_bytes, sizes.file, sizes.log, sizes.unused)
 
 

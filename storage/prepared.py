@@ -27,7 +27,7 @@ class Prepared:
     def __init__(self, statement: SelectBase | UpdateBase, columns: Sequence[str] | None = None) -> None:
         self.statement: Any = statement
         self._columns = columns
-        self._dialect: Dialect | None = None
+        self._kind: str | None = None
         names = statement.selected_columns.keys() if isinstance(statement, SelectBase) else []
         self._make_row = _row_maker(names)
 
@@ -46,7 +46,7 @@ class Prepared:
 
     def run_each(self, connection: Connection, parameters: Sequence[Parameters]) -> None:
         """Write once for each of `parameters`. Raises ConstraintError."""
-        if self._dialect is not connection.dialect:
+        if self._kind != connection.dialect.name:
             self._compile(connection.dialect)
         cursor = _driver(connection).cursor()
         try:
@@ -55,7 +55,7 @@ class Prepared:
             raise ConstraintError(str(error)) from error
 
     def _execute(self, connection: Connection, parameters: Parameters) -> Any:
-        if self._dialect is not connection.dialect:
+        if self._kind != connection.dialect.name:
             self._compile(connection.dialect)
         cursor = _driver(connection).cursor()
         try:
@@ -70,7 +70,7 @@ class Prepared:
         fixed = {name: value for name, value in compiled.params.items() if value is not None}
         self._values = _values_getter(compiled.positiontup or (), fixed)
         self._broken: Any = dialect.loaded_dbapi.IntegrityError
-        self._dialect = dialect
+        self._kind = dialect.name  # last: another thread that sees it needs the rest
 
 
 def _driver(connection: Connection) -> Any:

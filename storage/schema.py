@@ -12,7 +12,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, inspect
 
 from idefics_chat.storage.dialect import dialect_of
-from idefics_chat.storage.errors import DatabaseTooNew, UnknownRevision
+from idefics_chat.storage.errors import DatabaseTooNew, DatabaseTooOld, UnknownRevision
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -54,9 +54,22 @@ def current_revision(connection: Connection) -> str | None:
     revision = heads[0]
     if revision in known:
         return revision
-    if len(revision) == len(known[-1]) and revision > known[-1]:
-        raise DatabaseTooNew(revision, known[-1])
-    raise UnknownRevision(f"the revision {revision!r}")
+    raise _foreign(revision, known[-1])
+
+
+def check_revision(revision: str) -> None:
+    """Raises DatabaseTooOld, DatabaseTooNew or UnknownRevision unless it is this program's newest."""
+    known = revisions()
+    if revision in known[:-1]:
+        raise DatabaseTooOld(revision, known[-1])
+    if revision not in known:
+        raise _foreign(revision, known[-1])
+
+
+def _foreign(revision: str, newest: str) -> DatabaseTooNew | UnknownRevision:
+    if len(revision) == len(newest) and revision > newest:
+        return DatabaseTooNew(revision, newest)
+    return UnknownRevision(f"the revision {revision!r}")
 
 
 def _upgrade_within(connection: Connection, target: str) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from idefics_chat.storage import schema
 from idefics_chat.storage.dialect import Dialect, database_url, dialect_of
 
 Progress = Callable[[str, int, int], None]
@@ -82,12 +83,15 @@ def verify(file: Path, progress: Progress | None = None) -> Report:
     """Check a database, also one in use: all checks see the same moment.
 
     `progress` is told the name of what is checked, and how much of how much is done. Blocks. Raises
-    DatabaseUnavailable when the file cannot be read at all, and not for damage: that is reported.
+    DatabaseUnavailable when the file cannot be read at all, and not for damage: that is reported. Raises
+    DatabaseTooOld, DatabaseTooNew and UnknownRevision for a database whose rules are other ones.
     """
     dialect = dialect_of(database_url(str(file)))
     with dialect.told(), dialect.checking(file) as connection:
         try:
-            problems = [*_of_the_file(dialect, connection, progress), *_rules(dialect, connection, progress)]
+            problems = list(_of_the_file(dialect, connection, progress))
+            schema.check_revision(connection.execute("SELECT version_num FROM alembic_version").fetchone()[0])
+            problems += _rules(dialect, connection, progress)
             images = list(_images(connection, progress))
         except Exception as error:
             if not dialect.is_damage(error):

@@ -6,10 +6,10 @@ import sqlite3
 import pytest
 
 from idefics_chat.conversation.messages import ImagePart, Message, TextPart, TokenRecord
-from idefics_chat.storage import schema
+from idefics_chat.storage import maintenance, schema
 from idefics_chat.storage.dialect import database_url
 from idefics_chat.storage.dialect.connections import write_engine
-from idefics_chat.storage.errors import UnknownRevision
+from idefics_chat.storage.errors import DatabaseTooOld, UnknownRevision
 from idefics_chat.storage.store import Store
 from idefics_chat.storage.values import Event
 from idefics_chat.storage.verify import verify
@@ -107,6 +107,16 @@ async def test_everything_of_an_earlier_revision_is_there_and_goes_on(database, 
         assert (await store.purge_conversation(ada.id, "conv_1")).image_bytes == len(IMAGE)
     finally:
         await store.close()
+
+
+async def test_a_database_that_is_not_upgraded_is_neither_checked_nor_counted_by_the_newest_rules(database):
+    database_at(database, "0002")
+    for look in (verify, maintenance.stats):
+        with pytest.raises(DatabaseTooOld, match=r"revision 0002.*db upgrade"):
+            look(database)
+    assert maintenance.upgrade(str(database)) == schema.revisions()[-1]
+    assert verify(database).problems == ()
+    assert maintenance.stats(database).rows["files"] == 0
 
 
 async def test_a_migration_that_would_break_references_changes_nothing(database):
