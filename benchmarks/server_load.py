@@ -1,0 +1,210 @@
+"""What the server costs beside the engine, and what idle connections cost it, on the shipped model.
+
+PYTHONPATH=. python benchmarks/server_load.py streams    16 streams over a websocket, beside the engine in process
+PYTHONPATH=. python benchmarks/server_load.py idle       5,000 idle connections: memory of each, gaps of 16 streams
+
+Both sides of a ratio are measured in turns in one run, with the same requests and seeds, and compared by their medians.
+The engine in process runs in a process of its own too, so that each side has one process for the model and this one to
+read. `ulimit -n` must allow the connections, in this process and in the server's.
+"""
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import resource
+import statistics
+import struct
+import tempfile
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from websockets.asyncio.client import connect
+
+from idefics_chat.conversation.ids import new_id
+from idefics_chat.conversation.layouts import layout_named
+from idefics_chat.conversation.messages import Message, TextPart
+from idefics_chat.inference.requests import GenerationRequest, GenerationResult
+from idefics_chat.inference.sampling_params import SamplingParams
+from idefics_chat.server.serving import load_engine
+from idefics_chat.server.settings import Settings
+from tests.end_to_end.server_process import ServerProcess
+
+STREAMS = 16
+QUESTION = "What is in this image?"
+SAMPLING: dict[str, Any] = {"temperature": 2.0, "repetition_penalty": 10.0}
+"""With this the small model talks for long: the penalty falls on the end token too."""
+
+UNLIMITED = ("--connections-per-key", "0", "--connections-per-address", "0", "--max-connections", "100000")
+UPGRADE = (
+    b"GET /v1/responses HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+    b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+async def one_stream(url: str, seed: int, most: int) -> tuple[int, list[float]]:
+    """One answer over a websocket: its tokens, and the seconds between its pieces."""
+    async with connect(url, proxy=None, compression=None, max_size=2**22) as socket:
+        request = {"type": "response.create", "input": QUESTION, "seed": seed, "max_output_tokens": most, **SAMPLING}
+        await socket.send(json.dumps(request))
+        gaps: list[float] = []
+        last: float | None = None
+        async for text in socket:
+            if '"response.output_text.delta"' in text[:100]:
+                now = time.perf_counter()
+                if last is not None:
+                    gaps.append(now - last)
+                last = now
+            elif '"type":"response.completed"' in text[:60] or '"type":"response.incomplete"' in text[:60]:
+                return json.loads(text)["response"]["usage"]["output_tokens"], gaps
+            elif '"type":"error"' in text[:60]:
+                raise SystemExit(f"the server refused: {text}")
+    raise SystemExit("the server closed the connection")
+
+
+async def served_round(url: str, seed: int, most: int) -> tuple[float, list[float]]:
+    """Tokens a second of all streams together, and all gaps."""
+    started = time.perf_counter()
+    ended = await asyncio.gather(*(one_stream(url, seed + n, most) for n in range(STREAMS)))
+    seconds = time.perf_counter() - started
+    return sum(tokens for tokens, _ in ended) / seconds, [gap for _, gaps in ended for gap in gaps]
+
+
+def engine_process(asked: Connection, most: int) -> None:
+    """Answers "seed" with tokens a second, until it is sent None."""
+    asyncio.run(_engine_rounds(asked, most))
+
+
+async def _engine_rounds(asked: Connection, most: int) -> None:
+    engine = load_engine(Settings())
+    while (seed := await asyncio.to_thread(asked.recv)) is not None:
+        started = time.perf_counter()
+        counts = await asyncio.gather(*(_engine_stream(engine, seed + n, most) for n in range(STREAMS)))
+        asked.send(sum(counts) / (time.perf_counter() - started))
+    await engine.aclose()
+
+
+async def _engine_stream(engine: Any, seed: int, most: int) -> int:
+    message = Message(new_id("msg", time.time()), "user", (TextPart(QUESTION),), None, "completed", time.time())
+    prompt = layout_named(engine.info.layout)((message,), None)
+    sampling = SamplingParams(seed=seed, **SAMPLING)
+    generation = await engine.submit(GenerationRequest(prompt, _no_image, sampling, most))
+    tokens = 0
+    async for piece in generation:
+        if isinstance(piece, GenerationResult):
+            tokens = piece.usage.output_tokens
+    return tokens
+
+
+async def _no_image(digest: str) -> bytes:
+    raise ValueError(digest)
+
+
+async def streams(rounds: int, most: int) -> None:
+    """16 streams through the server beside 16 in the engine alone, in turns."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    engine = context.Process(target=engine_process, args=(there, most), daemon=True)
+    engine.start()
+    with tempfile.TemporaryDirectory() as folder, ServerProcess(Path(folder) / "chat.db") as server:
+        alone, served = [], []
+        for number in range(rounds + 1):  # the first warms both up
+            here.send(1000 * number)
+            alone.append(await asyncio.to_thread(here.recv))
+            served.append((await served_round(server.url, 1000 * number, most))[0])
+            print(f"round {number}: engine alone {alone[-1]:.0f} tokens/s, served {served[-1]:.0f}", flush=True)
+        here.send(None)
+    ratio = statistics.median(served[1:]) / statistics.median(alone[1:])
+    print(f"served {statistics.median(served[1:]):.0f}, alone {statistics.median(alone[1:]):.0f}: {ratio:.3f}")
+
+
+class IdleClient(asyncio.Protocol):
+    """A websocket's client that says nothing and answers pings."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self.open = asyncio.get_running_loop().create_future()
+        self.lost = False
+        transport.write(UPGRADE)
+
+    def data_received(self, data: bytes) -> None:
+        if not self.open.done():
+            self.open.set_result(data.startswith(b"HTTP/1.1 101"))
+        elif data[0] == 0x89:
+            self.transport.write(struct.pack("BB", 0x8A, 0x80 | data[1]) + b"\0\0\0\0" + data[2 : 2 + data[1]])
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        if not self.open.done():
+            self.open.set_result(False)
+
+
+async def open_idle(address: str, count: int) -> list[IdleClient]:
+    """So many idle connections."""
+    host, _, port = address.rpartition(":")
+    loop = asyncio.get_running_loop()
+    clients: list[IdleClient] = []
+    for start in range(0, count, 100):
+        opened = [loop.create_connection(IdleClient, host, int(port)) for _ in range(min(100, count - start))]
+        clients += [protocol for _, protocol in await asyncio.gather(*opened)]
+        if not all(await asyncio.gather(*(client.open for client in clients[start:]))):
+            raise SystemExit("the server refused a connection")
+    return clients
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def p99(gaps: list[float]) -> float:
+    """The 99th percentile."""
+    return statistics.quantiles(gaps, n=100)[98]
+
+
+async def idle(count: int, rounds: int, most: int) -> None:
+    """What idle connections cost: memory of each, and the longest gaps of streams with and without them, in turns."""
+    with tempfile.TemporaryDirectory() as folder, ServerProcess(Path(folder) / "chat.db", *UNLIMITED) as server:
+        await served_round(server.url, 0, most)
+        without, beside, costs = [], [], []
+        for number in range(rounds):
+            without.append(p99((await served_round(server.url, 1000 * number, most))[1]))
+            before = resident_bytes(server.process.pid)
+            clients = await open_idle(server.address, count)
+            await asyncio.sleep(2)
+            costs.append((resident_bytes(server.process.pid) - before) / count / 1024)
+            beside.append(p99((await served_round(server.url, 1000 * number, most))[1]))
+            if any(client.lost for client in clients):
+                raise SystemExit("idle connections were lost")
+            for client in clients:
+                client.transport.abort()
+            await asyncio.sleep(3)
+            print(
+                f"round {number}: {costs[-1]:.1f} KiB a connection; "
+                f"p99 gap {1000 * without[-1]:.0f} ms without, {1000 * beside[-1]:.0f} ms beside {count}",
+                flush=True,
+            )
+    ratio = statistics.median(beside) / statistics.median(without)
+    print(f"{costs[0]:.1f} KiB a connection (the first time they are opened), p99 gap {ratio:.2f} times")
+
+
+def main() -> None:
+    """Run one of the two."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("streams", "idle"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--connections", type=int, default=5000)
+    parser.add_argument("--tokens", type=int, default=200, help="most tokens of an answer")
+    arguments = parser.parse_args()
+    rounds, most = arguments.rounds, arguments.tokens
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit[1], limit[1]))
+    asyncio.run(streams(rounds, most) if arguments.what == "streams" else idle(arguments.connections, rounds, most))
+
+
+if __name__ == "__main__":
+    main()
