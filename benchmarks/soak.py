@@ -32,6 +32,7 @@ from tests.end_to_end.server_process import ServerProcess
 CLIENTS = 6
 WARM_MINUTES = 5.0
 SAMPLE_S = 5.0
+START_S = 600.0
 SAMPLES_AVERAGED = 12
 ENDS = ("response.completed", "response.incomplete", "response.failed", "error")
 
@@ -153,9 +154,10 @@ def family_bytes(pid: int) -> int:
 async def soak(minutes: float, seed: int, settings: list[str]) -> None:
     """Use a server at random and say what became of its memory."""
     done: Counter[str] = Counter()
+    ServerProcess.start_s = START_S
     with (
         tempfile.TemporaryDirectory() as folder,
-        ServerProcess(Path(folder) / "chat.db", *settings, start_s=600) as server,
+        ServerProcess(Path(folder) / "chat.db", *settings) as server,
     ):
         started = time.monotonic()
         clients = [RandomClient(server.address, random.Random(f"{seed} {n}"), done) for n in range(CLIENTS)]
