@@ -8,23 +8,19 @@ bfloat16. The figures are of the weights alone; beside them stands a KV cache of
 Shapes are those of the checkpoints' published configurations.
 """
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import (
-    AutoModelForImageTextToText,
     Idefics2Config,
     Idefics3Config,
     IdeficsConfig,
     PreTrainedConfig,
 )
 
-from idefics_chat.inference.precision import quantization_config
+from idefics_chat.inference.devices import GIB, need_of
 
-GIB = 2**30
+PRECISIONS = ("float32", "bfloat16", "8bit", "4bit")
 SIGLIP_SO400M: dict[str, Any] = {
     "hidden_size": 1152,
     "intermediate_size": 4304,
@@ -133,42 +129,12 @@ MODELS: dict[str, PreTrainedConfig] = {
 }
 
 
-PACKED_BYTES = {"8bit": 1.0, "4bit": 0.5 + (8 / 64 + 32 / (64 * 256)) / 8}
-"""Bytes a weight: in 4-bit a block of 64 has a scale of 8 bits, and 256 blocks one of 32 (nf4, double quantization)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """Parameters, bytes of weights by precision, and bytes of a KV cache of 1,000 tokens in bfloat16."""
-
-    parameters: int
-    weight_bytes: Mapping[str, float]
-    kv_bytes: int
-
-
-def need_of(config: PreTrainedConfig) -> Need:
-    """What a model of this configuration needs, packed as the loader packs it; no weights are made."""
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    weight_bytes = {"float32": 4.0 * parameters, "bfloat16": 2.0 * parameters}
-    for quantization, packed_bytes in PACKED_BYTES.items():
-        packed = _packed_parameters(model, config, quantization)
-        weight_bytes[quantization] = 2 * (parameters - packed) + packed_bytes * packed
+def kv_bytes(config: PreTrainedConfig) -> int:
+    """Bytes of a KV cache of 1,000 tokens in bfloat16."""
     text = config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return Need(parameters, weight_bytes, 2 * 2 * text.num_hidden_layers * heads * head_dim * 1000)
-
-
-def _packed_parameters(model: torch.nn.Module, config: PreTrainedConfig, quantization: str) -> int:
-    plan = quantization_config(quantization, config, torch.bfloat16, torch.device("cpu"))
-    whole = [re.compile(name) for name in plan.llm_int8_skip_modules]
-    return sum(
-        module.weight.numel()
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and not any(pattern.match(name) for pattern in whole)
-    )
+    return int(2 * 2 * text.num_hidden_layers * heads * head_dim * 1000)
 
 
 def table() -> str:
@@ -179,8 +145,8 @@ def table() -> str:
     ]
     for name, config in MODELS.items():
         need = need_of(config)
-        weights = " | ".join(f"{size / GIB:.1f}" for size in need.weight_bytes.values())
-        lines.append(f"| {name} | {need.parameters / 1e9:.2f} B | {weights} | {need.kv_bytes / GIB:.2f} |")
+        weights = " | ".join(f"{need.weight_bytes[precision] / GIB:.1f}" for precision in PRECISIONS)
+        lines.append(f"| {name} | {need.parameters / 1e9:.2f} B | {weights} | {kv_bytes(config) / GIB:.2f} |")
     return "\n".join(lines)
 
 

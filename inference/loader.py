@@ -15,6 +15,7 @@ import transformers
 from transformers import PreTrainedConfig
 
 from idefics_chat.inference.checkpoint_source import CheckpointSource, find_checkpoint
+from idefics_chat.inference.devices import describe, get_backend, warning
 from idefics_chat.inference.errors import ModelLoadError
 from idefics_chat.inference.precision import choose_device, choose_dtype, device_map, quantization_config
 from idefics_chat.inference.tokenizer_facts import TokenizerFacts, describe_tokenizer, missing_tokens
@@ -76,6 +77,7 @@ def load_model(
     checkpoint = find_checkpoint(source)
     config = _guarded(source, "configuration", lambda: _load_config(checkpoint))
     family = _known_family(source, config.model_type)
+    _say_where(source, config, device, dtype, quantization)
     tokenizer, image_processor = _guarded(source, "processor", lambda: _load_processor(checkpoint))
     facts = _checked_tokenizer(source, tokenizer, config)
     precision = choose_dtype(dtype, config, place)
@@ -95,6 +97,14 @@ def load_model(
         context_tokens=config.get_text_config().max_position_embeddings,
         device=place,
     )
+
+
+def _say_where(source: str, config: PreTrainedConfig, device: str, dtype: str, quantization: str | None) -> None:
+    """Say what the model will run on, and warn where it cannot fit: before its weights are downloaded or read."""
+    backend = get_backend(device)
+    logger.info("%s runs on %s", Path(source).name, describe(backend, config, dtype, quantization))
+    if sentence := warning(backend, config, dtype, quantization):
+        logger.warning("%s", sentence)
 
 
 def _guarded(source: str, part: str, load: Any) -> Any:

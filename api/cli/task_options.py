@@ -123,7 +123,10 @@ async def opened_model(flags: TaskFlags) -> AsyncIterator[AsyncModel]:
 def quiet_libraries(on_terminal: bool) -> None:
     """Bars of the libraries are for a person; what they log below a warning is for nobody here."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    if not on_terminal:
+    if on_terminal:
+        # What the model runs on.
+        logging.getLogger("idefics_chat.inference.loader").setLevel(logging.INFO)
+    else:
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()  # type: ignore[no-untyped-call]
