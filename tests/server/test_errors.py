@@ -7,7 +7,13 @@ from idefics_chat.storage import errors as storage
 from idefics_chat.storage.errors import ConversationNotFound
 from tests.server.openai_types import check_frame
 
-OPERATOR_ONLY = {inference.ModelLoadError, storage.DatabaseTooNew, storage.UnknownRevision}
+OPERATOR_ONLY = {
+    inference.ModelLoadError,
+    storage.DatabaseTooNew,
+    storage.DatabaseTooOld,
+    storage.OwnerNotFound,
+    storage.UnknownRevision,
+}
 OURS_ALONE = {storage.StorageError, storage.ResponseFinished, storage.EventOutOfOrder}
 """A mistake of the server's: a client is told `server_error`."""
 
