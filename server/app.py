@@ -9,6 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from idefics_chat.server import (
     http_chat_completions,
     http_conversations,
+    http_documents,
     http_files,
     http_metrics,
     http_models,
@@ -20,6 +21,7 @@ from idefics_chat.server import (
 from idefics_chat.server.errors import as_api_error
 from idefics_chat.server.front import Front
 from idefics_chat.server.http_errors import install_error_answers, refusal
+from idefics_chat.server.openapi_document import serve_openapi
 from idefics_chat.server.settings import Settings
 from idefics_chat.server.state import ServerState
 
@@ -28,6 +30,7 @@ ROUTERS = (
     http_models.router,
     http_responses.router,
     http_conversations.router,
+    http_documents.router,
     http_files.router,
     http_chat_completions.router,
     http_task_batches.router,
@@ -64,6 +67,7 @@ def create_app(state: ServerState) -> FastAPI:
             return refusal(as_api_error(error), 503)
         return JSONResponse({"status": "ready"})
 
+    serve_openapi(app)
     return app
 
 

@@ -28,7 +28,7 @@ from idefics_chat.server.http_presence import while_connected
 from idefics_chat.server.image_urls import image_urls
 from idefics_chat.server.item_objects import Json, item_object, list_object
 from idefics_chat.server.response_log import ResponseLog
-from idefics_chat.server.responses_request import parse_body
+from idefics_chat.server.responses_request import ResponseCreate, parse_body
 from idefics_chat.server.sse import ReadingStream
 from idefics_chat.server.stored_response import stored_response
 from idefics_chat.storage.errors import ItemNotFound
@@ -40,6 +40,10 @@ class HttpCreate(WireModel):
     """What only the HTTP way of creating a response has; the websocket always streams."""
 
     stream: bool | None = None
+
+
+class HttpResponseCreate(ResponseCreate, HttpCreate):
+    """The body of a request for a response."""
 
 
 @router.post("")

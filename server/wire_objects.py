@@ -367,3 +367,15 @@ class ChatCompletionObject(WireObject):
     model: str
     choices: list[CompletionChoice]
     usage: CompletionUsage
+
+
+class Health(WireObject):
+    """The process answers."""
+
+    status: Literal["ok"]
+
+
+class Readiness(WireObject):
+    """The model is loaded and the database can be written."""
+
+    status: Literal["ready"]

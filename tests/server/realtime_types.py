@@ -1,10 +1,12 @@
-"""Realtime frames checked against the types of the `openai` package."""
+"""Realtime frames checked against the types of the `openai` package, and against our own models."""
 
 from typing import Any
 
 from openai.types import realtime
 from openai.types.realtime.realtime_server_event import ConversationItemRetrieved
 from pydantic import BaseModel
+
+from idefics_chat.server.wire_realtime import REALTIME_EVENTS
 
 EVENT_TYPES: dict[str, type[BaseModel]] = {
     "session.created": realtime.SessionCreatedEvent,
@@ -30,3 +32,4 @@ def check_realtime(frame: dict[str, Any]) -> None:
     """Raises pydantic's ValidationError where the SDK's type does not hold the frame."""
     assert frame["event_id"].startswith("event_")
     EVENT_TYPES[frame["type"]].model_validate(frame)
+    REALTIME_EVENTS[frame["type"]].model_validate(frame)

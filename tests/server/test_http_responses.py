@@ -98,7 +98,7 @@ async def test_what_is_wrong_with_a_request_is_an_http_error_even_where_a_stream
         ({"input": "Hi", "previous_response_id": "resp_x"}, 404, "previous_response_not_found", "previous_response_id"),
         ({"input": "Hi", "conversation": "conv_x"}, 404, "conversation_not_found", None),
         ({"input": "Hi", "stream": "yes"}, 400, "invalid_value", "stream"),
-        ({"input": "Hi", "store": False}, 400, "unsupported_value", "store"),
+        ({"input": "Hi", "store": False, "background": True}, 400, "unsupported_value", "background"),
     ]
     for stream in (True, False):
         for body, status, code, param in cases:
