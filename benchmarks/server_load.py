@@ -29,7 +29,7 @@ from idefics_chat.conversation.layouts import layout_named
 from idefics_chat.conversation.messages import Message, TextPart
 from idefics_chat.inference.requests import GenerationRequest, GenerationResult
 from idefics_chat.inference.sampling_params import SamplingParams
-from idefics_chat.server.serving import load_engine
+from idefics_chat.server.engine_loading import load_engine
 from idefics_chat.server.settings import Settings
 from tests.end_to_end.server_process import ServerProcess
 

@@ -63,10 +63,12 @@ def create_engine(
     says, or as much as one whole context takes if that is more.
     """
     family = family_of(loaded)
-    return LocalEngine(loaded, family, model_id or loaded.source, limits or _fitting_limits(loaded, family))
+    return LocalEngine(loaded, family, model_id or loaded.source, limits or fitting_limits(loaded))
 
 
-def _fitting_limits(loaded: LoadedModel, family: Family) -> EngineLimits:
+def fitting_limits(loaded: LoadedModel) -> EngineLimits:
+    """What `create_engine` takes where it is given no limits."""
+    family = family_of(loaded)
     limits = SchedulerLimits()
     one_context = loaded.context_tokens * family.cache_shape.token_bytes
     if loaded.device.type == "cuda":

@@ -233,7 +233,7 @@ class ChatService:
         except Exception as error:  # noqa: BLE001  told to the asker, who answers for it
             if not accepted.done():
                 accepted.set_exception(error)
-            else:
+            elif not accepted.cancelled():
                 _log.error("a turn failed after it was accepted", exc_info=error)
 
     async def _begin_and_run(

@@ -22,13 +22,14 @@ from prometheus_client import start_http_server
 from idefics_chat.inference.requests import Engine
 from idefics_chat.server.auth import is_loopback
 from idefics_chat.server.chat_assembly import open_chat
+from idefics_chat.server.engine_loading import load_engine
 from idefics_chat.server.housekeeping import Retention, keep_house
 from idefics_chat.server.logs import log_loop_error
 from idefics_chat.server.measured_store import MeasuredStore
 from idefics_chat.server.metered_engine import MeteredEngine
 from idefics_chat.server.metrics import Metrics
 from idefics_chat.server.quotas import DAY_S, Quotas
-from idefics_chat.server.settings import SHIPPED_MODEL, Settings
+from idefics_chat.server.settings import Settings
 from idefics_chat.server.settings_sources import shown_value
 from idefics_chat.server.start_error import StartError
 from idefics_chat.server.state import ServerState, Services
@@ -133,22 +134,6 @@ def check_settings(settings: Settings) -> None:
     start_tracing(settings.trace_endpoint).stop()
 
 
-def load_engine(settings: Settings) -> Engine:
-    """The engine for the model of the settings. Takes from a second to minutes.
-
-    Raises:
-        ModelLoadError
-    """
-    # torch takes seconds to import, and most commands do without it.
-    from idefics_chat.default_model import checkpoint_path
-    from idefics_chat.inference.engine import create_engine
-    from idefics_chat.inference.loader import load_model
-
-    source = str(checkpoint_path()) if settings.model == SHIPPED_MODEL else settings.model
-    loaded = load_model(source, dtype=settings.dtype, quantization=settings.quantization, device=settings.device)
-    return create_engine(loaded, model_id=model_id(settings.model))
-
-
 def metered_engine(engine: Engine, state: ServerState) -> MeteredEngine:
     """The engine as the chat service gets it: counted and limited."""
     if (counters := getattr(engine, "counters", None)) is not None:
@@ -189,11 +174,6 @@ def metrics_port(settings: Settings, metrics: Metrics) -> Iterator[None]:
 def retention_of(settings: Settings) -> Retention:
     """How long to keep logs and what was deleted."""
     return Retention(settings.event_log_retention_s, settings.deleted_retention_s)
-
-
-def model_id(model: str) -> str:
-    """What the model is called in the API: its hub name, or the name of its folder."""
-    return Path(model).resolve().name if Path(model).is_dir() else model
 
 
 @contextlib.contextmanager

@@ -76,8 +76,23 @@ class ModelSettings(BaseModel):
     model: str = Field(SHIPPED_MODEL, description="The shipped model, a hub name, or a folder.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Precision of the weights.")
     quantization: Literal["4bit", "8bit"] | None = Field(None, description="Quantize the weights with bitsandbytes.")
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where the model runs.")
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = Field("auto", description="Where the model runs.")
     default_max_output_tokens: Size = Field(512, description="Longest answer where the request names no limit.")
+    max_running_answers: Size = Field(16, description="Answers that are decoded at once; more wait.")
+    max_waiting_answers: Size = Field(64, description="Answers that wait; more are refused with server_busy.")
+    kv_cache_bytes: Limit = Field(
+        0, description="Keys and values on the device, of running and parked conversations; 0 for what fits."
+    )
+    parked_cache_bytes: Limit = Field(
+        4 * 2**30, description="Keys and values parked in the host's memory; 0 parks none."
+    )
+    image_features_bytes: Limit = Field(
+        512 * 2**20, description="Encoded images that are kept in memory; 0 keeps none."
+    )
+    image_features_folder: Path | None = Field(
+        None, description="Folder where encoded images outlive the server; not another server's at the same time."
+    )
+    image_features_disk_bytes: Size = Field(2**30, description="Encoded images that are kept in that folder.")
 
 
 class StorageSettings(BaseModel):

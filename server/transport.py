@@ -150,8 +150,10 @@ class WebsocketConnection(WebSocketsSansIOProtocol):
 
     async def send(self, message: Any) -> None:
         await super().send(message)
-        if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
-            self.handshake_complete = True  # refused is complete too; uvicorn would call it a fault of ours
+        refused = message["type"] == "websocket.http.response.body" and not message.get("more_body", False)
+        if refused or message["type"] == "websocket.accept":
+            # Refused is complete too, and accepted when the client has gone; uvicorn would call it a fault of ours.
+            self.handshake_complete = True
 
     def keepalive_timeout(self) -> None:
         super().keepalive_timeout()

@@ -59,7 +59,7 @@ async def open_local(settings: Settings) -> AsyncIterator[AsyncModel]:
     Raises:
         ModelLoadError
     """
-    from idefics_chat.server.serving import load_engine
+    from idefics_chat.server.engine_loading import load_engine
 
     engine: Any = await _in_daemon_thread(partial(load_engine, settings))
     try:

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from idefics_chat.server.serving import check_exposure, check_settings, model_id
+from idefics_chat.inference.engine import EngineLimits
+from idefics_chat.inference.scheduler import SchedulerLimits
+from idefics_chat.server.engine_loading import engine_limits, model_id
+from idefics_chat.server.serving import check_exposure, check_settings
 from idefics_chat.server.settings import Settings
 from idefics_chat.server.settings_sources import SettingsError, flag_of, load_settings
 from idefics_chat.server.start_error import StartError
@@ -42,6 +45,17 @@ def test_a_model_is_called_by_its_hub_name_or_its_folder_s(tmp_path: Path) -> No
     (tmp_path / "my-model").mkdir()
     assert model_id(str(tmp_path / "my-model")) == "my-model"
     assert model_id("HuggingFaceM4/idefics-9b-instruct") == "HuggingFaceM4/idefics-9b-instruct"
+
+
+def test_the_engine_may_use_what_the_settings_say_and_else_what_fits(tmp_path: Path) -> None:
+    fitting = EngineLimits(scheduler=SchedulerLimits(kv_bytes=7))
+    assert engine_limits(Settings(), fitting).scheduler.kv_bytes == 7
+    wanted = Settings(kv_cache_bytes=5, max_waiting_answers=3, max_running_answers=2, image_features_folder=tmp_path)
+    limits = engine_limits(wanted, fitting)
+    assert (limits.scheduler.kv_bytes, limits.scheduler.max_running, limits.max_waiting) == (5, 2, 3)
+    assert limits.feature_folder == tmp_path
+    defaults = EngineLimits()
+    assert engine_limits(Settings(), defaults) == defaults
 
 
 def test_the_page_of_settings_is_the_one_that_the_settings_make() -> None:

@@ -29,7 +29,7 @@ def modules_of_the_server() -> list[str]:
     reader, writer = os.pipe()
     if (child := os.fork()) == 0:
         os.close(reader)
-        from idefics_chat.server.serving import load_engine
+        from idefics_chat.server.engine_loading import load_engine
         from idefics_chat.server.settings import Settings
 
         load_engine(Settings())
