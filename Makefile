@@ -29,7 +29,7 @@ fuzz: $(VENV)/installed-test
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.fuzz $(or $(ARGS),--inputs 20000 --seed 1)
 
 bench: $(VENV)/installed-bench
-	@for file in memory storage engine_decode engine_turns engine_thread engine_serve; do \
+	@for file in memory storage engine_decode engine_turns engine_thread engine_serve tasks; do \
 		echo "== $$file"; OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/$$file.py || exit 1; done
 
 lint: $(VENV)/installed-test
