@@ -123,6 +123,7 @@ async def test_half_of_a_surrogate_pair_is_refused_wherever_it_stands(tmp_path: 
             answer = await next_event(socket)
             assert answer["type"] == "error", answer
             assert answer["error"]["code"] == "invalid_value"
+            assert "surrogate" in answer["error"]["message"]
             await socket.send(template.replace('"HALF"', '"\\ud83d\\ude00"'))
             assert (await next_event(socket))["type"] != "error"
         work.cancel()
