@@ -142,11 +142,12 @@ class TaskRunner:
         prompt = task_prompt(order.task, self._engine.info.layout)
         if isinstance(order.task, Classify) and order.settings.rank:
             return await self._ranked(prompt, order.task, order)
+        longest = order.settings.max_new_tokens
         request = GenerationRequest(
             prompt=prompt,
             load_image=order.load_image,
             sampling=order.settings.sampling,
-            max_output_tokens=order.settings.max_new_tokens or order.task.max_new_tokens,
+            max_output_tokens=order.task.max_new_tokens if longest is None else longest,
             stop=order.settings.stop,
             bad_words=_in_both_places(order.settings.bad_words),
         )

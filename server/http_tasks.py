@@ -4,12 +4,12 @@ A task belongs to the request that asked for it: when the client goes away, it i
 """
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable
 from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
 
 from idefics_chat.server.client_json import validate
 from idefics_chat.server.http_access import Admitted, JsonBody, translate
@@ -75,19 +75,18 @@ _add("instruct", InstructCreate, "Answer a conversation")
 
 
 async def while_there(request: Request, work: Awaitable[TaskObject]) -> TaskObject:
-    """The work's result; cancelled where the client goes away meanwhile."""
+    """The work's result. Where the client goes away meanwhile the work is cancelled, and ClientDisconnect raised."""
     working = asyncio.ensure_future(work)
     watching = asyncio.create_task(_gone(request))
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            working.cancel()
+            raise ClientDisconnect
         return await working
     finally:
-        watching.cancel()
-        working.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watching
+        for task in (watching, working):
+            task.cancel()
+        await asyncio.wait((watching, working))
 
 
 async def _gone(request: Request) -> None:

@@ -11,12 +11,14 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image, ImageDraw
+from starlette.requests import ClientDisconnect, Request
 
 from idefics_chat.default_model import checkpoint_path
 from idefics_chat.inference.engine import create_engine
 from idefics_chat.inference.loader import LoadedModel, load_model
 from idefics_chat.server.app import create_app
 from idefics_chat.server.chat_assembly import open_chat
+from idefics_chat.server.http_tasks import while_there
 from idefics_chat.server.settings import Settings
 from idefics_chat.server.state import ServerState, Services
 from idefics_chat.storage.store import Store
@@ -237,3 +239,20 @@ async def test_the_openapi_document_describes_every_task(client: httpx.AsyncClie
             "BatchObject",
         )
         assert "503" in operation["responses"]
+
+
+async def test_a_task_ends_when_its_client_goes_away() -> None:
+    ended = asyncio.Event()
+
+    async def work() -> Any:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    with pytest.raises(ClientDisconnect):
+        await while_there(Request({"type": "http", "method": "POST", "headers": []}, receive), work())
+    assert ended.is_set()
