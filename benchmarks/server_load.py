@@ -110,15 +110,31 @@ async def streams(rounds: int, most: int) -> None:
     engine = context.Process(target=engine_process, args=(there, most), daemon=True)
     engine.start()
     with tempfile.TemporaryDirectory() as folder, ServerProcess(Path(folder) / "chat.db") as server:
-        alone, served = [], []
+        rates: dict[str, list[float]] = {"alone": [], "served": []}
+        works: dict[str, list[float]] = {"alone": [], "served": []}
         for number in range(rounds + 1):  # the first warms both up
+            before = cpu_seconds(engine.pid)
             here.send(1000 * number)
-            alone.append(await asyncio.to_thread(here.recv))
-            served.append((await served_round(server.url, 1000 * number, most))[0])
-            print(f"round {number}: engine alone {alone[-1]:.0f} tokens/s, served {served[-1]:.0f}", flush=True)
+            rates["alone"].append(await asyncio.to_thread(here.recv))
+            works["alone"].append(cpu_seconds(engine.pid) - before)
+            before = cpu_seconds(server.process.pid)
+            rates["served"].append((await served_round(server.url, 1000 * number, most))[0])
+            works["served"].append(cpu_seconds(server.process.pid) - before)
+            told = (f"{side} {rates[side][-1]:.0f} tokens/s, {works[side][-1]:.2f} s of CPU" for side in rates)
+            print(f"round {number}: {'; '.join(told)}", flush=True)
         here.send(None)
-    ratio = statistics.median(served[1:]) / statistics.median(alone[1:])
-    print(f"served {statistics.median(served[1:]):.0f}, alone {statistics.median(alone[1:]):.0f}: {ratio:.3f}")
+    rate = {side: statistics.median(found[1:]) for side, found in rates.items()}
+    work = {side: statistics.median(found[1:]) for side, found in works.items()}
+    print(f"tokens/s served over alone {rate['served'] / rate['alone']:.3f}")
+    print(
+        f"CPU time alone over served {work['alone'] / work['served']:.3f} (the same tokens; a busy machine tells less)"
+    )
+
+
+def cpu_seconds(pid: int | None) -> float:
+    """What a process has used so far, all its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class IdleClient(asyncio.Protocol):

@@ -19,7 +19,7 @@ from idefics_chat.server import (
     websocket_routes,
 )
 from idefics_chat.server.errors import as_api_error
-from idefics_chat.server.front import Front
+from idefics_chat.server.front import LIMIT_HEADERS, Front
 from idefics_chat.server.http_errors import install_error_answers, refusal
 from idefics_chat.server.openapi_document import serve_openapi
 from idefics_chat.server.settings import Settings
@@ -79,5 +79,5 @@ def _allow_pages(app: FastAPI, settings: Settings) -> None:
             allow_origins=list(settings.allowed_origins),
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
-            expose_headers=["x-request-id"],
+            expose_headers=["x-request-id", "retry-after", *LIMIT_HEADERS],
         )

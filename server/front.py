@@ -28,6 +28,10 @@ ERROR_BODY_BYTES = 65_536
 """Longest HTTP answer that is looked into for an error's code."""
 
 MAX_ADDRESS = 64
+LIMIT_HEADERS = tuple(
+    f"x-ratelimit-{what}-{name}" for what in ("limit", "remaining", "reset") for name in ("requests", "tokens")
+)
+"""What tells a client of its limits; pages of other origins may read it too."""
 
 _log = logging.getLogger(__name__)
 

@@ -55,7 +55,7 @@ async def admit(connection: HTTPConnection) -> Caller:
     owner = await identify(services.store, key, require_key=state.settings.require_key, reads=reads)
     if (asker := ASKER.get()) is not None:
         asker.owner_id = owner.id
-        state.quotas.check_day(asker)
+        state.quotas.check_bytes(asker)
     return Caller(owner.id, services.store, services.chat)
 
 

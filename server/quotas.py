@@ -121,7 +121,7 @@ class Quotas:
         accounts = list(self._of(asker))
         for who, allowed, account in accounts:
             _refuse_full(account.connections, allowed.connections, f"{who} has {{}} connections open; close one")
-            self._refuse_spent(who, allowed, account)
+            self._refuse_spent(who, "bytes", account.bytes, allowed.bytes_per_day)
         for _, _, account in accounts:
             account.connections += 1
 
@@ -144,7 +144,8 @@ class Quotas:
                 account.running_turns, allowed.running_turns, f"{who} has {{}} answers under way; wait for one"
             )
             self._refuse_fast(who, allowed, account)
-            self._refuse_spent(who, allowed, account)
+            self._refuse_spent(who, "bytes", account.bytes, allowed.bytes_per_day)
+            self._refuse_spent(who, "tokens", account.tokens, allowed.tokens_per_day)
         for _, allowed, account in accounts:
             account.running_turns += 1
             if allowed.turns_per_minute:
@@ -156,10 +157,11 @@ class Quotas:
 
         return Place(give_back)
 
-    def check_day(self, asker: Asker) -> None:
-        """Raises ApiError `quota_exceeded` where the asker has used up its day."""
+    def check_bytes(self, asker: Asker) -> None:
+        """Raises ApiError `quota_exceeded` where the asker has sent its day's bytes. Who has used its day's tokens may
+        still read what there is."""
         for who, allowed, account in self._of(asker):
-            self._refuse_spent(who, allowed, account)
+            self._refuse_spent(who, "bytes", account.bytes, allowed.bytes_per_day)
 
     def spend_tokens(self, asker: Asker, tokens: int) -> None:
         """Count tokens; fewer than none where too many were counted before."""
@@ -225,12 +227,10 @@ class Quotas:
             message = f"{who} has asked for {limit} turns within a minute; try again in {math.ceil(wait)} s."
             raise ApiError("rate_limit_exceeded", message, retry_after_s=wait)
 
-    def _refuse_spent(self, who: str, allowed: Allowance, account: Account) -> None:
-        used = (("tokens", account.tokens, allowed.tokens_per_day), ("bytes", account.bytes, allowed.bytes_per_day))
-        for what, count, limit in used:
-            if limit and count >= limit:
-                message = f"{who} has used its {limit} {what} of today; more are there from 00:00 UTC."
-                raise ApiError("quota_exceeded", message, retry_after_s=_until_tomorrow(self._clock()))
+    def _refuse_spent(self, who: str, what: str, used: int, limit: int) -> None:
+        if limit and used >= limit:
+            message = f"{who} has used its {limit} {what} of today; more are there from 00:00 UTC."
+            raise ApiError("quota_exceeded", message, retry_after_s=_until_tomorrow(self._clock()))
 
 
 def site_of(address: str) -> str:

@@ -90,11 +90,14 @@ def test_tokens_and_bytes_of_a_day_come_back_at_midnight() -> None:
     refused = refusal(limited.begin_turn, asker())
     assert refused.code == "quota_exceeded"
     assert refused.retry_after_s == pytest.approx(86_400 - clock.now % 86_400)
+    limited.connect(asker())
+    limited.check_bytes(asker())
     limited.begin_turn(asker("bob"))
     limited.spend_bytes(asker("bob"), 10)
-    assert refusal(limited.check_day, asker("bob")).code == "quota_exceeded"
+    refusal(limited.connect, asker("bob"))
+    assert refusal(limited.check_bytes, asker("bob")).code == "quota_exceeded"
     clock.now += refused.retry_after_s or 0
-    limited.check_day(asker("bob"))
+    limited.check_bytes(asker("bob"))
     limited.begin_turn(asker())
 
 
