@@ -13,7 +13,7 @@ PROGRESS := grep --line-buffered -E '^(Collecting|Downloading|Building|Installin
 SETUP := pyproject.toml constraints.txt
 PACKAGES := $(shell git ls-files -co --exclude-standard -- '*.py' 'default_model/checkpoint/*' 'storage/migrations/*' 2>/dev/null)
 
-.PHONY: serve test torture fuzz bench lint types coverage clean
+.PHONY: serve test clients torture fuzz bench lint types coverage clean
 
 serve: $(VENV)/installed
 	@$(VENV)/bin/idefics-chat serve $(ARGS)
@@ -21,6 +21,9 @@ serve: $(VENV)/installed
 test: $(VENV)/installed-test lint types
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m coverage erase
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --cov --cov-report=term -n $(WORKERS) --dist loadfile
+
+clients: $(VENV)/installed-clients
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/clients
 
 torture: $(VENV)/installed-test
 	@$(VENV)/bin/python -m tests.torture $(or $(ARGS),--kills 1000)
@@ -54,6 +57,13 @@ $(VENV)/installed: $(VENV)/bin/python $(SETUP) $(PACKAGES)
 $(VENV)/installed-test: $(VENV)/installed
 	@echo "Installing what the tests need ..."
 	@$(PIP) '.[test,lint]' | $(PROGRESS)
+	@rm -rf build *.egg-info
+	@touch $@
+
+$(VENV)/installed-clients: $(VENV)/installed-test tests/clients/js/package-lock.json
+	@echo "Installing the clients ..."
+	@$(PIP) '.[clients]' | $(PROGRESS)
+	@cd tests/clients/js && PATH="$(CURDIR)/$(VENV)/bin:$$PATH" npm ci --no-audit --no-fund --ignore-scripts
 	@rm -rf build *.egg-info
 	@touch $@
 
