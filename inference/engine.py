@@ -59,14 +59,21 @@ class EngineLimits:
 
 
 def create_engine(
-    loaded: LoadedModel, *, model_id: str | None = None, limits: EngineLimits | None = None
+    loaded: LoadedModel,
+    *,
+    model_id: str | None = None,
+    limits: EngineLimits | None = None,
+    compile_steps: bool = False,
 ) -> "LocalEngine":
     """An engine for a loaded model, its worker thread running; `model_id` is its name in the API (its source).
 
     Without `limits` it may use most of the memory that is free on an accelerator; on a CPU, what `SchedulerLimits`
-    says, or as much as one whole context takes if that is more.
+    says, or as much as one whole context takes if that is more. `compile_steps`: decode steps are compiled by torch
+    when their shape is first met, which may take minutes; what it saves depends on the device.
     """
     family = family_of(loaded)
+    if compile_steps:
+        family.compile_decode()
     return LocalEngine(loaded, family, model_id or loaded.source, limits or fitting_limits(loaded))
 
 
@@ -106,7 +113,9 @@ class LocalEngine:
         self._image_tokens: OrderedDict[str, tuple[int, ...]] = OrderedDict()
         self._stored = _feature_store(loaded, family, limits)
         keep = None if self._stored is None else self._stored.keep
-        self._scheduler = Scheduler(self._family, limits.scheduler, context, keep_features=keep)
+        self._scheduler = Scheduler(
+            self._family, limits.scheduler, context, keep_features=keep, fixed_shapes=family.is_compiled
+        )
         self._arrived: list[Job] = []
         self._accepted = 0
         self._wake = threading.Condition()

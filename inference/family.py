@@ -114,6 +114,15 @@ class Family(Protocol):
         name."""
         ...
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether decode steps are compiled, so that few shapes should be asked for."""
+        ...
+
+    def compile_decode(self) -> None:
+        """Run decode steps as `torch.compile` makes them, from now on."""
+        ...
+
     def decode(self, ids: Sequence[int], slots: SlotTensors, step: DecodeStep) -> Tensor:
         """Run one token of each of the first rows; logits `(rows, vocabulary)`."""
         ...

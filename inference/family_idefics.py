@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from idefics_chat.inference.compiled_step import compiled
 from idefics_chat.inference.family import EncodedImage, Place, PreparedImage
 from idefics_chat.inference.kv_slots import (
     CacheShape,
@@ -46,6 +47,7 @@ class Idefics:
         self._latents = _latents(model.config)
         self._row_projections: list[Tensor] = [self._no_image(projection, 0) for projection in self._projections]
         self._row_sees = torch.zeros(0, dtype=torch.long)
+        self._decoder = model
 
     def prepare(self, image: Image.Image) -> PreparedImage:
         """Pixels `(1, channels, height, width)`; one token stands for an image."""
@@ -129,6 +131,13 @@ class Idefics:
         sees = self._row_sees[:rows, None, None]
         return self._forward([[index] for index in ids], sees, projected, slots, step, 1)[:, 0]
 
+    @property
+    def is_compiled(self) -> bool:
+        return self._decoder is not self._model
+
+    def compile_decode(self) -> None:
+        self._decoder = compiled(self._model)
+
     def _forward(
         self,
         ids: list[list[int]],
@@ -146,7 +155,7 @@ class Idefics:
         for projection, ready in zip(self._projections, projected, strict=True):
             projection.ready = ready
         try:
-            output = model(
+            output = (self._decoder if isinstance(step, DecodeStep) else model)(
                 input_ids=torch.tensor(ids, device=device),
                 position_ids=position_ids(step, device),
                 attention_mask=attention_mask(step, self.cache_shape, model.config._attn_implementation, device),

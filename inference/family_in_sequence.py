@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from idefics_chat.conversation.prompt import ControlRun, Run, TextRun
+from idefics_chat.inference.compiled_step import compiled
 from idefics_chat.inference.family import EncodedImage, Place, PreparedImage
 from idefics_chat.inference.grouped_attention import grouped
 from idefics_chat.inference.kv_slots import (
@@ -45,6 +46,7 @@ class InSequence:
         self._image_processor = image_processor
         self._encode_runs = encode_runs
         self._embed = model.get_input_embeddings()
+        self._decoder = model
         self.cache_shape = _cache_shape(model)
 
     def frame(self, rows: int, columns: int, tiles: int) -> list[Run]:
@@ -123,10 +125,17 @@ class InSequence:
         embeddings = self._embed(torch.tensor(ids, device=self._model.device)[:, None])
         return self._forward(embeddings, slots, step, 1)[:, 0]
 
+    @property
+    def is_compiled(self) -> bool:
+        return self._decoder is not self._model
+
+    def compile_decode(self) -> None:
+        self._decoder = compiled(self._model)
+
     def _forward(self, embeddings: Tensor, slots: SlotTensors, step: Chunk | DecodeStep, keep: int) -> Tensor:
         """Logits `(rows, keep, vocabulary)` behind embeddings `(rows, tokens, hidden)`."""
-        model, device = self._model, embeddings.device
-        config = model.config.get_text_config()
+        model, device = self._decoder if isinstance(step, DecodeStep) else self._model, embeddings.device
+        config = self._model.config.get_text_config()
         mask = attention_mask(step, self.cache_shape, config._attn_implementation, device)
         with grouped(config):
             output = model(

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from idefics_chat.inference.compiled_step import LEAST_REACH, padded
+
 KeyValues = list[tuple[Tensor, Tensor]]
 """Keys and values of each layer, `(heads, tokens, head_dim)`."""
 
@@ -128,6 +130,15 @@ class DecodeStep:
     kv_tokens: int
 
 
+def fixed_step(positions: Sequence[int], rows: int, capacity: int) -> DecodeStep:
+    """A decode step of one of few shapes, where there are `rows` rows of `capacity` tokens: rows and reach are the next
+    powers of two. A row that is there for its shape alone runs some token at the last position: in a row whose prompt
+    is being read nothing stands there before the prompt is read and the request over."""
+    wide = padded(len(positions), 1, rows)
+    reach = padded(max(positions) + 1, LEAST_REACH, capacity)
+    return DecodeStep((*positions, *[capacity - 1] * (wide - len(positions))), reach)
+
+
 Step = Chunk | DecodeStep
 
 
@@ -212,7 +223,9 @@ def attention_mask(step: Step, shape: CacheShape, implementation: str, device: t
     places = torch.arange(step.kv_tokens, device=device)
     seen = places <= queries
     if shape.window is not None:
-        seen = seen & (places > queries - shape.window)
+        # A row that is there for its shape alone stands behind all that is read; it must see something, or its numbers
+        # are none.
+        seen = seen & (places > queries.clamp(max=step.kv_tokens - 1) - shape.window)
     if implementation == "eager":
         return torch.zeros(seen.shape, dtype=shape.dtype, device=device).masked_fill_(
             ~seen, torch.finfo(shape.dtype).min

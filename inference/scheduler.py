@@ -21,7 +21,7 @@ from idefics_chat.inference.counters import Counters
 from idefics_chat.inference.errors import GenerationFailed, InferenceError
 from idefics_chat.inference.family import EncodedImage, Family, PreparedImage
 from idefics_chat.inference.job import Branch, Job
-from idefics_chat.inference.kv_slots import Chunk, decode_step
+from idefics_chat.inference.kv_slots import Chunk, decode_step, fixed_step
 from idefics_chat.inference.lru_bytes import LruBytes
 from idefics_chat.inference.pace import Pace
 from idefics_chat.inference.requests import FinishReason
@@ -61,11 +61,13 @@ class Scheduler:
         max_tokens: int,
         clock: Callable[[], float] = time.monotonic,
         keep_features: KeepFeatures | None = None,
+        fixed_shapes: bool = False,
     ) -> None:
         self._family = family
         self._limits = limits
         self._clock = clock
         self._keep_features = keep_features
+        self._fixed_shapes = fixed_shapes
         self._max_tokens = max_tokens
         self._rows = self._new_rows()
         self._features: LruBytes[str, EncodedImage] = LruBytes(limits.feature_bytes, lambda image: image.nbytes)
@@ -319,8 +321,13 @@ class Scheduler:
         self.counters.decode_seconds += self._clock() - started
 
     def _decode_logits(self, branches: list[Branch]) -> Tensor:
-        step = decode_step([branch.filled for branch in branches], self._rows.tensors.tokens)
-        return self._family.decode([branch.ids[branch.filled] for branch in branches], self._rows.tensors, step)
+        slots, positions = self._rows.tensors, [branch.filled for branch in branches]
+        ids = [branch.ids[branch.filled] for branch in branches]
+        if not self._fixed_shapes:
+            return self._family.decode(ids, slots, decode_step(positions, slots.tokens))
+        step = fixed_step(positions, slots.rows, slots.tokens)
+        more = len(step.positions) - len(ids)
+        return self._family.decode([*ids, *ids[:1] * more], slots, step)[: len(ids)]
 
     def _decode_one_by_one(self, branches: list[Branch], error: Exception) -> None:
         """After a failed step: each request by itself, so that only those end in which the failure is."""

@@ -471,5 +471,10 @@ def kit(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session")
+def make_kit() -> Callable[[LoadedModel], Any]:
+    return _kit
+
+
+@pytest.fixture(scope="session")
 def idefics_kit(random_model: LoadedModel) -> Any:
     return _kit(random_model)

@@ -66,6 +66,7 @@ class Conversations(RuleBasedStateMachine):
         host_tokens=st.sampled_from([0, 80, 2000]),
         feature_bytes=st.sampled_from([0, 20_000, 10**9]),
         disk_bytes=st.sampled_from([0, 2_000, 20_000, 10**9]),
+        fixed_shapes=st.booleans(),
         openings=st.lists(parts, min_size=2, max_size=4),
     )
     def start(
@@ -76,6 +77,7 @@ class Conversations(RuleBasedStateMachine):
         host_tokens: int,
         feature_bytes: int,
         disk_bytes: int,
+        fixed_shapes: bool,
         openings: list[Any],
     ) -> None:
         token_bytes = self.kit.family.cache_shape.token_bytes
@@ -88,14 +90,16 @@ class Conversations(RuleBasedStateMachine):
         )
         self.limits = limits
         self.folder = Path(tempfile.mkdtemp(prefix="idefics-chat-test-"))
-        self.disk_bytes = disk_bytes
+        self.disk_bytes, self.fixed_shapes = disk_bytes, fixed_shapes
         self.start_up()
         self.conversations = [self.pieces(parts) for parts in openings]
 
     def start_up(self) -> None:
         self.files = FeatureFiles(self.folder, self.disk_bytes, "the kit's model")
         self.store = FeatureStore(self.kit.family, self.files)
-        self.scheduler = Scheduler(self.kit.family, self.limits, CONTEXT, keep_features=self.keep)
+        self.scheduler = Scheduler(
+            self.kit.family, self.limits, CONTEXT, keep_features=self.keep, fixed_shapes=self.fixed_shapes
+        )
 
     def keep(self, digest: str, prepared: PreparedImage, encoded: EncodedImage) -> None:
         self.files.put(digest, StoredFeatures(prepared.token_ids, encoded.tensors))
