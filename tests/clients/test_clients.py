@@ -86,3 +86,12 @@ def test_llm_with_an_image(server: ServerProcess, red_circle: bytes, tmp_path: P
     assert "red circle" in run(*asked, env=env)
     assert "red circle" in run(*asked, "--no-stream", env=env)
     assert run(*asked[:5], "-c", "And its colour?", env=env).strip()
+
+
+def test_the_asyncapi_document_is_one(tmp_path: Path) -> None:
+    document = FOLDER.parents[1] / "docs" / "asyncapi.json"
+    assert told(node(), FOLDER / "js" / "validate_asyncapi.mjs", document) == {"read": True, "errors": []}
+    broken = json.loads(document.read_text())
+    broken["operations"]["responses.send"]["channel"]["$ref"] = "#/channels/nothing"
+    (tmp_path / "broken.json").write_text(json.dumps(broken))
+    assert told(node(), FOLDER / "js" / "validate_asyncapi.mjs", tmp_path / "broken.json")["errors"]
