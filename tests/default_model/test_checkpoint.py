@@ -94,14 +94,9 @@ def orders(speaker: Speaker) -> Counter[str]:
     return Counter(image_order(speaker, range(8)))
 
 
-@pytest.mark.xfail(strict=True, reason="the weights that ship reach 0.923 of the 0.99 wanted; see the card")
 def test_image_order_holds_on_fresh_pairs(orders: Counter[str]) -> None:
+    """A small part of the evaluation; the card has the share over 300 pairs."""
     assert orders["image order+"] == orders["image order"] > 0
-
-
-def test_image_order_gets_no_worse_on_fresh_pairs(orders: Counter[str]) -> None:
-    """A description may change with what was said before, by a word; the card has the share over 300 pairs."""
-    assert orders["image order+"] >= orders["image order"] - 1 > 0
 
 
 def test_it_remembers_an_earlier_picture(speaker: Speaker) -> None:
