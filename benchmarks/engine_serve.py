@@ -32,8 +32,9 @@ from openai import OpenAI
 from PIL import Image
 
 CONVERSATIONS = 16
-ANSWER_TOKENS = 32
-ROUNDS = 2
+CONVERSATION_TURNS = 3
+QUESTION_WORDS = 6
+ANSWER_TOKENS = 48
 TURNS = 12
 IMAGES_AT = (1, 3, 5, 7)
 TURN_ANSWER_TOKENS = 12
@@ -162,17 +163,20 @@ def _wait_until_healthy(url: str) -> None:
     raise RuntimeError(f"nothing answers at {url}")
 
 
-def many_at_once(talks: Sequence[Talk], turn: int) -> float:
-    """Tokens a second of all conversations asked at once about a picture each."""
-    shown = [picture(31 * turn + index) for index in range(len(talks))]
+def many_at_once(talks: Sequence[Talk], turn: int) -> tuple[int, float]:
+    """Ask all conversations at once, in their first turn about a picture each; tokens of all answers, and seconds."""
     with ThreadPoolExecutor(len(talks)) as pool:
         started = time.perf_counter()
         asked = [
-            pool.submit(talk.ask, sentence(12, 100 * turn + index), shown[index], ANSWER_TOKENS)
-            for index, talk in enumerate(talks)
+            pool.submit(talk.ask, sentence(QUESTION_WORDS, 100 * turn + index), shown, ANSWER_TOKENS)
+            for index, (talk, shown) in enumerate(zip(talks, _shown(len(talks), turn), strict=True))
         ]
         tokens = sum(one.result(ASK_S).tokens for one in asked)
-        return tokens / (time.perf_counter() - started)
+        return tokens, time.perf_counter() - started
+
+
+def _shown(count: int, turn: int) -> list[str | None]:
+    return [picture(index) if turn == 0 else None for index in range(count)]
 
 
 def turn_by_turn(ours: Talk, peer: Talk) -> tuple[list[Told], list[Told]]:
@@ -181,7 +185,7 @@ def turn_by_turn(ours: Talk, peer: Talk) -> tuple[list[Told], list[Told]]:
     for turn in range(1, TURNS + 1):
         image = picture(turn) if turn in IMAGES_AT else None
         for talk, answers in zip((ours, peer), told, strict=True):
-            answers.append(talk.ask(sentence(12, turn), image, TURN_ANSWER_TOKENS))
+            answers.append(talk.ask(sentence(QUESTION_WORDS, turn), image, TURN_ANSWER_TOKENS))
     return told
 
 
@@ -189,18 +193,22 @@ def measure(ours: OpenAI, peer: OpenAI, model: str, own_model: str) -> dict[str,
     """All figures."""
     OurTalk(ours, own_model).ask("warm up", picture(0), 4)
     PeerTalk(peer, model).ask("warm up", picture(0), 4)
-    rates: list[tuple[float, float]] = []
-    for round_ in range(ROUNDS):
-        at_ours = many_at_once([OurTalk(ours, own_model) for _ in range(CONVERSATIONS)], round_)
-        at_peer = many_at_once([PeerTalk(peer, model) for _ in range(CONVERSATIONS)], round_)
-        rates.append((at_ours, at_peer))
-        print(f"round {round_ + 1}: {at_ours:.1f} and {at_peer:.1f} tokens a second", flush=True)
+    sides = (
+        [OurTalk(ours, own_model) for _ in range(CONVERSATIONS)],
+        [PeerTalk(peer, model) for _ in range(CONVERSATIONS)],
+    )
+    told: list[list[tuple[int, float]]] = [[], []]
+    for turn in range(CONVERSATION_TURNS):
+        for talks, results in zip(sides, told, strict=True):
+            results.append(many_at_once(talks, turn))
+        print(f"turn {turn + 1}: tokens and seconds {[results[-1] for results in told]}", flush=True)
+    rates = [sum(tokens for tokens, _ in results) / sum(taken_s for _, taken_s in results) for results in told]
     own, others = turn_by_turn(OurTalk(ours, own_model), PeerTalk(peer, model))
     late = slice(9, 12)
     return {
-        "ours_tokens_s": [round(one, 1) for one, _ in rates],
-        "peer_tokens_s": [round(other, 1) for _, other in rates],
-        "throughput_ratio": median([one / other for one, other in rates]),
+        "tokens_s": rates,
+        "tokens_s_by_turn": [[tokens / taken_s for tokens, taken_s in results] for results in told],
+        "throughput_ratio": rates[0] / rates[1],
         "ours_first_s": [told.first_s for told in own],
         "peer_first_s": [told.first_s for told in others],
         "late_ratio": median([other.first_s / one.first_s for one, other in zip(own[late], others[late], strict=True)]),
@@ -218,15 +226,16 @@ def plot(figures: dict[str, Any], path: Path) -> None:
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     names, colours = ("idefics-chat", "transformers serve"), ("#1f6f8b", "#c2703d")
-    rates = [median(figures["ours_tokens_s"]), median(figures["peer_tokens_s"])]
-    bars = left.bar(names, rates, color=colours)
-    left.bar_label(bars, fmt="%.0f")
+    left.bar_label(left.bar(names, figures["tokens_s"], color=colours), fmt="%.1f")
     left.set(ylabel="tokens a second", title=f"{CONVERSATIONS} image conversations at once")
     turns = range(1, TURNS + 1)
     for name, colour, series in zip(names, colours, ("ours_first_s", "peer_first_s"), strict=True):
         right.plot(turns, figures[series], marker="o", color=colour, label=name)
     right.set(yscale="log", xlabel="turn", ylabel="seconds", title="Time to first token, 4 images by turn 7")
-    right.legend()
+    for axis in (right.yaxis.set_major_formatter, right.yaxis.set_minor_formatter):
+        axis("{x:g}")
+    right.legend(loc="center right")
+    left.margins(y=0.1)
     figure.savefig(path)
 
 
@@ -247,7 +256,8 @@ def main() -> None:
             peer = OpenAI(base_url="http://127.0.0.1:8377/v1", api_key="none", timeout=ASK_S, max_retries=0)
             figures = measure(ours, peer, model, ours.models.list().data[0].id)
     print(f"{CONVERSATIONS} image conversations at once, tokens a second:   {figures['throughput_ratio']:.1f}x")
-    print(f"    ours {figures['ours_tokens_s']}, transformers serve {figures['peer_tokens_s']}")
+    for name, rates in zip(("ours", "transformers serve"), figures["tokens_s_by_turn"], strict=True):
+        print(f"    {name}, by turn: {[round(rate, 1) for rate in rates]}")
     print(f"first token at turns 10 to 12 with 4 images:     {figures['late_ratio']:.1f}x less")
     for name in ("ours_first_s", "peer_first_s"):
         print(f"    {name}: {[round(value, 3) for value in figures[name]]}")

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from engine_cases import IMAGE_ID, IMAGE_TOKENS, Bench, image, median, medium_model, one_image_prompt, seconds, words
 
+from idefics_chat.inference.scheduler import Scheduler, SchedulerLimits
+
 CONVERSATIONS = 16
 TURNS = 3
 ANSWER_TOKENS = 64
@@ -112,6 +114,25 @@ def a_long_prompt_joins(bench: Bench) -> float:
     return during[int(0.99 * len(during))] / median(quiet[-8 * 20 :])
 
 
+def kv_bytes_under_pressure(bench: Bench) -> float:
+    """The most bytes that rows and parked prefixes took together at the end of any step, over the budget, with room for
+    about three of eight conversations."""
+    token_bytes = bench.family.cache_shape.token_bytes
+    limits = SchedulerLimits(max_running=4, kv_bytes=400 * token_bytes, host_bytes=200 * token_bytes)
+    bench.scheduler = Scheduler(bench.family, limits, 400)
+    most = 0
+    for turn in range(2):
+        for index in range(8):
+            ids = words(40 + 30 * turn, index)
+            bench.job(ids, [None] * len(ids), {}, 8, group=str(index))
+        while not bench.scheduler.is_idle:
+            bench.scheduler.step()
+            bench.scheduler.check()
+            counters = bench.scheduler.counters
+            most = max(most, counters.slot_bytes_now + counters.parked_device_bytes_now)
+    return most / limits.kv_bytes
+
+
 def _gaps(job: Any, since_s: float) -> list[float]:
     """Seconds between a stream's tokens, of those that end after `since_s`."""
     return [later - earlier for earlier, later in pairwise(job.sink.times_s) if later > since_s]
@@ -123,6 +144,7 @@ def main() -> None:
     print(f"16 image conversations at once, over one after the other:   {many_at_once(Bench(model)):.1f}x")
     print(f"first token at turns 10 to 12 with 4 images, over stock's:  {late_turns(Bench(model)):.1f}x less")
     print(f"first token at turn 40 over turn 3:                         {turn_forty(Bench(model)):.2f}")
+    print(f"KV bytes in use at any moment, over the budget:             {kv_bytes_under_pressure(Bench(model)):.3f}")
     print(f"a 1,500-token prompt joins 8 streams, p99 gap over median:  {a_long_prompt_joins(Bench(model)):.1f}")
 
 

@@ -3,6 +3,11 @@
 What does not need the model (encoding a prompt, fetching an image's bytes, preparing its pixels) is done before a
 request is queued, beside the event loop; the worker thread does the rest, all requests at once, and hands results back
 with `call_soon_threadsafe`.
+
+A thread and not a process: with 1,000 idle websockets and 16 streams an engine in a process of its own made neither
+timers nor pings of the event loop more punctual (`benchmarks/engine_thread.py`, figures in `benchmarks/RESULTS.md`),
+since torch gives the interpreter's lock up while it computes. Requests and results are plain data behind an awaitable
+interface, so that the engine may still move.
 """
 
 import asyncio
