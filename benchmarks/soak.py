@@ -3,8 +3,11 @@
 PYTHONPATH=. python benchmarks/soak.py --minutes 30
 
 Clients come and go, talk with pictures, break off, resume, cancel, list, search, delete and make mistakes, over the
-websocket and over HTTP. Memory is what the server's processes have resident, the image workers' too. What a server
-keeps on purpose grows at first: known images, parked prefixes, compiled statements; five minutes are for that.
+websocket and over HTTP. Memory is what the server's processes have resident, the image workers' too, and beside it
+the same without what the engine's caches hold by its own count: those grow up to what the settings allow them, and on
+a slow machine five minutes do not fill them. Small caches fill sooner:
+
+PYTHONPATH=. python benchmarks/soak.py -- --kv-cache-bytes 268435456 --parked-cache-bytes 67108864
 """
 
 import argparse
@@ -15,6 +18,7 @@ import io
 import json
 import os
 import random
+import re
 import statistics
 import tempfile
 import time
@@ -151,6 +155,22 @@ def family_bytes(pid: int) -> int:
     return total
 
 
+CACHES = re.compile(r"^idefics_chat_engine_(?:slot|parked_device|parked_host|feature)_bytes (\S+)$", re.MULTILINE)
+
+
+async def cached_bytes(http: httpx.AsyncClient) -> float:
+    """What the engine's caches hold."""
+    return sum(map(float, CACHES.findall((await http.get("/metrics")).text)))
+
+
+def change(name: str, sizes: list[float]) -> str:
+    """The first samples' median beside the last ones'."""
+    first, last = (statistics.median(part) for part in (sizes[:SAMPLES_AVERAGED], sizes[-SAMPLES_AVERAGED:]))
+    return (
+        f"{name}: {first / 2**20:.1f} MiB when warm, {last / 2**20:.1f} at the end, {100 * (last / first - 1):+.1f} %"
+    )
+
+
 async def soak(minutes: float, seed: int, settings: list[str]) -> None:
     """Use a server at random and say what became of its memory."""
     done: Counter[str] = Counter()
@@ -162,20 +182,22 @@ async def soak(minutes: float, seed: int, settings: list[str]) -> None:
         started = time.monotonic()
         clients = [RandomClient(server.address, random.Random(f"{seed} {n}"), done) for n in range(CLIENTS)]
         using = [asyncio.create_task(client.use(started + 60 * minutes)) for client in clients]
-        samples: list[tuple[float, int]] = []
-        while not all(task.done() for task in using):
-            samples.append(((time.monotonic() - started) / 60, family_bytes(server.process.pid)))
-            if len(samples) % 12 == 0:
-                print(
-                    f"{samples[-1][0]:.1f} min: {samples[-1][1] / 2**20:.1f} MiB, {sum(done.values())} acts", flush=True
-                )
-            await asyncio.sleep(SAMPLE_S)
+        samples: list[tuple[float, float, float]] = []
+        async with httpx.AsyncClient(base_url=f"http://{server.address}", trust_env=False, timeout=120) as http:
+            while not all(task.done() for task in using):
+                memory, cached = family_bytes(server.process.pid), await cached_bytes(http)
+                samples.append(((time.monotonic() - started) / 60, memory, memory - cached))
+                if len(samples) % SAMPLES_AVERAGED == 0:
+                    at, memory, rest = samples[-1]
+                    told = f"{memory / 2**20:.1f} MiB, {rest / 2**20:.1f} without caches"
+                    print(f"{at:.1f} min: {told}, {sum(done.values())} acts", flush=True)
+                await asyncio.sleep(SAMPLE_S)
         await asyncio.gather(*using)
         errors = [line for line in server.output.splitlines() if " ERROR " in line]
-    warm = [size for at, size in samples if at >= min(WARM_MINUTES, minutes / 2)][:SAMPLES_AVERAGED]
-    first, last = statistics.median(warm), statistics.median(size for _, size in samples[-SAMPLES_AVERAGED:])
+    warm = [sample for sample in samples if sample[0] >= min(WARM_MINUTES, minutes / 2)]
     print(f"{dict(done)}; {len(errors)} errors logged {errors[:3]}")
-    print(f"memory when warm {first / 2**20:.1f} MiB, at the end {last / 2**20:.1f}: {100 * (last / first - 1):+.1f} %")
+    print(change("memory", [memory for _, memory, _ in warm]))
+    print(change("without the engine's caches", [rest for _, _, rest in warm]))
 
 
 def main() -> None:
