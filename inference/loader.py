@@ -102,7 +102,7 @@ def load_model(
 def _say_where(source: str, config: PreTrainedConfig, device: str, dtype: str, quantization: str | None) -> None:
     """Say what the model will run on, and warn where it cannot fit: before its weights are downloaded or read."""
     backend = get_backend(device)
-    logger.info("%s runs on %s", Path(source).name, describe(backend, config, dtype, quantization))
+    logger.info("%s is to run on %s", source, describe(backend, config, dtype, quantization))
     if sentence := warning(backend, config, dtype, quantization):
         logger.warning("%s", sentence)
 
