@@ -161,6 +161,7 @@ class ChatService:
                 load_image=prepared.load_image,
                 sampling=turn.sampling,
                 max_output_tokens=prepared.max_output_tokens,
+                cache_key=owner_id,
                 stop=turn.stop,
                 bad_words=turn.bad_words,
                 logprobs=turn.logprobs,
@@ -257,7 +258,7 @@ class ChatService:
         prepared = await self._preparation.prepare(owner_id, turn, place, conversation_id)
         if accepted.cancelled():
             return
-        run = TurnRun(prepared, self._store, self._engine, self._clock, self._policy(turn))
+        run = TurnRun(prepared, self._store, self._engine, self._clock, self._policy(turn), owner_id)
         await run.submit()
         # Known before it is committed: whoever finds the row finds the run.
         self._running[run.log.response_id] = run

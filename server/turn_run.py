@@ -68,7 +68,8 @@ class TurnRun:
     """One turn under way. `log` is what subscribers read; `opening` holds its first events. First
     `submit`, then the turn is committed with `opening`, then `run`; a turn that is not committed is cancelled.
 
-    `on_disconnect` says what becomes of it when its last reader has gone."""
+    `on_disconnect` says what becomes of it when its last reader has gone. `cache_key` is the owner, whose turns may use
+    what the model has computed for one another; None lets the conversation's own do so."""
 
     def __init__(
         self,
@@ -77,6 +78,7 @@ class TurnRun:
         engine: Engine,
         clock: Callable[[], float],
         on_disconnect: Disconnect = "continue",
+        cache_key: str | None = None,
     ) -> None:
         new = prepared.new
         draft = ResponseDraft(
@@ -86,6 +88,7 @@ class TurnRun:
         self._attendance = Attendance(on_disconnect, self.cancel)
         self.log.on_readers = self._attendance.count
         self._prepared = prepared
+        self._cache_key = cache_key or new.conversation_id
         self._keeper = keeper
         self._engine = engine
         self._clock = clock
@@ -158,7 +161,7 @@ class TurnRun:
             stop=tuple(new.request["stop"]),
             bad_words=tuple(new.request["bad_words"]),
             logprobs=new.request["top_logprobs"],
-            cache_key=new.conversation_id,
+            cache_key=self._cache_key,
             continues=bool(self._prepared.begun and self._prepared.begun.text),
         )
 

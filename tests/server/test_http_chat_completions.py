@@ -145,7 +145,7 @@ async def test_an_answer_is_given_whole_and_nothing_is_stored(world: World, clie
     assert completion.usage is not None
     assert (completion.usage.completion_tokens, completion.model) == (2, "scripted")
     request = world.engine.asked[0].request
-    assert (request.max_output_tokens, request.cache_key) == (9, None)
+    assert (request.max_output_tokens, request.cache_key) == (9, world.owner_id)
     assert (await world.store.conversations(world.owner_id)).items == ()
 
 
