@@ -8,7 +8,7 @@ Knows no socket.
 """
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +74,7 @@ class ConversationWatch:
             if row.conversation_id != self._id:
                 raise ResponseNotFound(row.id)
 
-    async def frames(self) -> AsyncIterator[str]:
+    async def frames(self) -> AsyncGenerator[str, None]:
         """The frames as JSON texts, until the conversation is deleted or the watcher is too far behind."""
         with self._chat.feeds.watch(self._id) as signals:
             yield self._frame("conversation.subscribed", conversation=self._id)

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from typing import Any
 
 from idefics_chat.server.chat import ChatService
@@ -131,7 +131,8 @@ class ResponsesSocket:
             events = log.read(command.starting_after)
         else:
             events = await self._chat.follow(self._owner_id, command.response_id, command.starting_after)
-        self._spawn(self._stream(events, command.stream_id))
+        # Also where the stream ends before it begins: a reader that was left open would count as one who reads.
+        self._spawn(self._stream(events, command.stream_id)).add_done_callback(lambda _: events.close())
 
     async def _subscribe(self, command: SubscribeCommand) -> None:
         conversation_id = command.conversation_id
@@ -206,11 +207,12 @@ class ResponsesSocket:
             async for event in events:
                 await self._send(on_lane(event.payload, stream_id))
 
-    async def _show(self, frames: AsyncIterator[str], stream_id: str | None) -> None:
+    async def _show(self, frames: AsyncGenerator[str, None], stream_id: str | None) -> None:
         """A subscription to its end; one that fails says so on its lane."""
         try:
-            async for text in frames:
-                await self._send(on_lane(text, stream_id))
+            async with contextlib.aclosing(frames):
+                async for text in frames:
+                    await self._send(on_lane(text, stream_id))
         except ClientGone:
             pass
         except Exception as error:  # noqa: BLE001  a subscription never ends the connection
