@@ -25,7 +25,7 @@ def load_engine(settings: Settings) -> Engine:
     source = str(checkpoint_path()) if settings.model == SHIPPED_MODEL else settings.model
     loaded = load_model(source, dtype=settings.dtype, quantization=settings.quantization, device=settings.device)
     limits = engine_limits(settings, fitting_limits(loaded))
-    return create_engine(loaded, model_id=model_id(settings.model), limits=limits)
+    return create_engine(loaded, model_id=model_id(settings.model), limits=limits, compile_steps=settings.compile_steps)
 
 
 def engine_limits(settings: Settings, fitting: "EngineLimits") -> "EngineLimits":

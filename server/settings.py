@@ -77,6 +77,9 @@ class ModelSettings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Precision of the weights.")
     quantization: Literal["4bit", "8bit"] | None = Field(None, description="Quantize the weights with bitsandbytes.")
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = Field("auto", description="Where the model runs.")
+    compile_steps: bool = Field(
+        False, description="Compile decode steps with torch.compile; their first use may take minutes."
+    )
     default_max_output_tokens: Size = Field(512, description="Longest answer where the request names no limit.")
     max_running_answers: Size = Field(16, description="Answers that are decoded at once; more wait.")
     max_waiting_answers: Size = Field(64, description="Answers that wait; more are refused with server_busy.")

@@ -7,8 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 from idefics_chat.inference.engine import EngineLimits
+from idefics_chat.inference.family_idefics import Idefics
 from idefics_chat.inference.scheduler import SchedulerLimits
-from idefics_chat.server.engine_loading import engine_limits, model_id
+from idefics_chat.server.engine_loading import engine_limits, load_engine, model_id
 from idefics_chat.server.serving import check_exposure, check_settings
 from idefics_chat.server.settings import Settings
 from idefics_chat.server.settings_sources import SettingsError, flag_of, load_settings
@@ -56,6 +57,15 @@ def test_the_engine_may_use_what_the_settings_say_and_else_what_fits(tmp_path: P
     assert limits.feature_folder == tmp_path
     defaults = EngineLimits()
     assert engine_limits(Settings(), defaults) == defaults
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("wanted", [False, True])
+async def test_steps_are_compiled_where_the_settings_say_so(monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
+    compiled: list[Idefics] = []
+    monkeypatch.setattr(Idefics, "compile_decode", compiled.append)
+    await load_engine(Settings(compile_steps=wanted)).aclose()
+    assert len(compiled) == wanted
 
 
 def test_the_page_of_settings_is_the_one_that_the_settings_make() -> None:
