@@ -63,7 +63,7 @@ def test_the_engine_may_use_what_the_settings_say_and_else_what_fits(tmp_path: P
 @pytest.mark.parametrize("wanted", [False, True])
 async def test_steps_are_compiled_where_the_settings_say_so(monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
     compiled: list[Idefics] = []
-    monkeypatch.setattr(Idefics, "compile_decode", compiled.append)
+    monkeypatch.setattr(Idefics, "compile_decode", lambda self: compiled.append(self))
     await load_engine(Settings(compile_steps=wanted)).aclose()
     assert len(compiled) == wanted
 
