@@ -24,7 +24,7 @@ from typing import Any
 
 from websockets.asyncio.client import connect
 
-from idefics_chat.conversation.ids import new_id
+from idefics_chat.conversation.ids import IdMaker
 from idefics_chat.conversation.layouts import layout_named
 from idefics_chat.conversation.messages import Message, TextPart
 from idefics_chat.inference.requests import GenerationRequest, GenerationResult
@@ -88,7 +88,7 @@ async def _engine_rounds(asked: Connection, most: int) -> None:
 
 
 async def _engine_stream(engine: Any, seed: int, most: int) -> int:
-    message = Message(new_id("msg", time.time()), "user", (TextPart(QUESTION),), None, "completed", time.time())
+    message = Message(IdMaker(time.time)("msg"), "user", (TextPart(QUESTION),), None, "completed", time.time())
     prompt = layout_named(engine.info.layout)((message,), None)
     sampling = SamplingParams(seed=seed, **SAMPLING)
     generation = await engine.submit(GenerationRequest(prompt, _no_image, sampling, most))

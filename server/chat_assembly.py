@@ -5,7 +5,7 @@ import functools
 import time
 from collections.abc import AsyncIterator
 
-from idefics_chat.conversation.ids import Kind, new_id
+from idefics_chat.conversation.ids import IdMaker
 from idefics_chat.conversation.images import ImageLimits
 from idefics_chat.inference.requests import Engine
 from idefics_chat.server.chat import ChatService
@@ -22,6 +22,7 @@ from idefics_chat.storage.store import Store
 @contextlib.asynccontextmanager
 async def open_chat(store: Store, engine: Engine, settings: Settings) -> AsyncIterator[ChatService]:
     """The service, entered; left, it has ended what ran, and the image workers are gone."""
+    make_id = IdMaker(time.time)
     workers = ImageWorkers(
         ImageLimits(settings.max_image_bytes, settings.max_image_pixels),
         count=settings.image_workers,
@@ -52,8 +53,3 @@ def image_fetch(settings: Settings) -> Fetch | None:
     if policy is None:
         return None
     return GuardedFetch(policy, FetchLimits(settings.max_image_bytes, settings.image_link_timeout_s)).image
-
-
-def make_id(kind: Kind) -> str:
-    """A new id that says what it names."""
-    return new_id(kind, time.time())

@@ -7,6 +7,7 @@ comes twice and nothing is left out, because ids sort by the time they were made
 Knows no socket.
 """
 
+import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from idefics_chat.server.errors import ApiError
 from idefics_chat.server.item_objects import item_object
 from idefics_chat.storage.errors import ConversationNotFound, ItemNotFound, ResponseNotFound
 from idefics_chat.storage.store import Store
+from idefics_chat.storage.values import ResponseRow
 
 Json = dict[str, Any]
 
@@ -99,17 +101,27 @@ class ConversationWatch:
         if start.response_id is not None:
             async for text in self._response(start.response_id, start.sequence_number):
                 yield text
-        elif start.item_id is not None:
+        # Asked before the items are read: an answer that ends meanwhile is among them or is told from its log.
+        running = await self._running()
+        if start.item_id is not None:
             self._last = start.item_id
-        else:
+        elif start.response_id is None:
             self._last = (await self._store.conversation(self._owner_id, self._id)).tip_id or ""
         if start != Cursor():
             async for message in self._items_after(self._last):
                 yield self._added(message)
-        running = self._chat.running_in(self._id)
         if running is not None:
-            async for text in self._begun(running):
+            async for text in self._answer(running):
                 yield text
+
+    async def _running(self) -> ResponseRow | None:
+        """The response that is under way; none where it is not stored yet: that it has begun will be told."""
+        response_id = self._chat.running_in(self._id)
+        if response_id is None:
+            return None
+        with contextlib.suppress(ResponseNotFound):
+            return await self._store.response(self._owner_id, response_id)
+        return None
 
     async def _told(self, signal: Signal) -> AsyncIterator[str]:
         match signal.what:
@@ -129,13 +141,17 @@ class ConversationWatch:
                 yield self._frame("conversation.updated", conversation=conversation_object(found))
 
     async def _begun(self, response_id: str) -> AsyncIterator[str]:
-        """A response from its first event, unless its answer was told as an item already."""
         try:
             row = await self._store.response(self._owner_id, response_id)
         except ResponseNotFound:
             return
+        async for text in self._answer(row):
+            yield text
+
+    async def _answer(self, row: ResponseRow) -> AsyncIterator[str]:
+        """A response from its first event, unless its answer was told as an item already."""
         if row.output_id > self._last:
-            async for text in self._response(response_id, -1):
+            async for text in self._response(row.id, -1):
                 yield text
 
     async def _response(self, response_id: str, after: int) -> AsyncIterator[str]:

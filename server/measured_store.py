@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from idefics_chat.conversation.ids import new_id
+from idefics_chat.conversation.ids import earliest_id
 from idefics_chat.server.metrics import Metrics
 from idefics_chat.storage.spent import tokens_since
 from idefics_chat.storage.store import Store
@@ -30,7 +30,7 @@ class MeasuredStore(Store):
     async def tokens_since(self, moment_s: float) -> dict[str, int]:
         """Tokens of each owner's responses begun since then (seconds since the epoch)."""
         async with self._read() as connection:
-            return await tokens_since(connection, new_id("resp", moment_s, lambda size: "00" * size))
+            return await tokens_since(connection, earliest_id("resp", moment_s))
 
     async def _write(self, unit: Callable[..., T], *arguments: object) -> T:
         started = time.monotonic()

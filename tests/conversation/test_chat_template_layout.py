@@ -25,8 +25,8 @@ def user(*parts: ImagePart | str) -> Message:
     return Message("u", "user", tuple(TextPart(part) if isinstance(part, str) else part for part in parts))
 
 
-def test_every_family_s_layout_is_there() -> None:
-    assert set(FAMILIES.values()) == set(LAYOUTS)
+def test_every_family_s_layout_is_there_and_that_of_base_checkpoints() -> None:
+    assert {*FAMILIES.values(), "idefics-base"} == set(LAYOUTS)
 
 
 def test_a_message_that_begins_with_an_image_has_no_space_before_it() -> None:

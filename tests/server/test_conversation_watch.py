@@ -157,6 +157,29 @@ async def test_from_an_item_comes_all_that_followed_it(world: World) -> None:
         assert device.texts == {item_id: text for item_id, text in everything.items() if item_id != root}
 
 
+async def test_an_answer_that_ends_while_the_items_are_read_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await ask(world, say("Hi"), "Hello")
+    conversation_id = first["conversation"]["id"]
+    begun = await world.chat.respond(world.owner_id, say("And?", conversation_id=conversation_id))
+    generation = await world.engine.turn(1)
+    read = world.store.tree
+
+    async def read_and_end(*arguments: Any, **options: Any) -> Any:
+        page = await read(*arguments, **options)
+        generation.say("Yes")
+        generation.end()
+        await world.chat.wait(world.owner_id, begun.response_id)
+        await until(lambda: world.chat.running == 0)
+        return page
+
+    monkeypatch.setattr(world.store, "tree", read_and_end)
+    async with watching(Device(world, conversation_id), first["output"][0]["id"]) as device:
+        await device.until("response.completed")
+    assert list(device.texts.values()) == ["And?", "Yes"]
+
+
 async def test_a_failed_turn_is_taken_back(world: World) -> None:
     first = await ask(world, say("Hi"), "Hello")
     conversation_id = first["conversation"]["id"]

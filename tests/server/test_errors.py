@@ -24,7 +24,9 @@ def tree(base: type[Exception]) -> set[type[Exception]]:
 
 def test_every_error_that_can_reach_a_client_has_a_listed_code() -> None:
     trees = tree(conversation.ConversationError) | tree(inference.InferenceError) | tree(storage.StorageError)
-    for kind in trees - OPERATOR_ONLY - OURS_ALONE:
+    # Who embeds the package has errors besides, which no server raises.
+    servers = {kind for kind in trees if not kind.__module__.startswith("idefics_chat.tasks.")}
+    for kind in servers - OPERATOR_ONLY - OURS_ALONE:
         assert kind.code in CODES, kind  # type: ignore[attr-defined]
 
 
