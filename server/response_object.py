@@ -20,8 +20,7 @@ Json = dict[str, Any]
 class ResponseDraft:
     """What is known of a response when its turn begins.
 
-    `request` holds the fields of the request that the object gives back; `dropped_ids` are the items that the context
-    window left out of the prompt; times are in seconds since the epoch.
+    `request` holds the fields of the request that the object gives back; times are in seconds since the epoch.
     """
 
     id: str

@@ -18,6 +18,10 @@ from idefics_chat.server.turns import Turn
 from idefics_chat.storage.store import Store
 from idefics_chat.storage.values import NewResponse, StoredImage
 
+MAX_DROPPED_IDS = 100
+"""Items out of the context that a response names: those before are too, and the row of a turn must not grow with all
+that was ever said."""
+
 
 @dataclass(frozen=True, slots=True)
 class PreparedTurn:
@@ -184,7 +188,11 @@ class TurnPreparation:
         images: Sequence[StoredImage],
         fitted: FittedPrompt,
     ) -> NewResponse:
-        context = {"max_tokens": self._engine.info.context_tokens, "dropped_item_ids": list(fitted.dropped_ids)}
+        context = {
+            "max_tokens": self._engine.info.context_tokens,
+            "dropped_items": len(fitted.dropped_ids),
+            "dropped_item_ids": list(fitted.dropped_ids[-MAX_DROPPED_IDS:]),
+        }
         request = {
             **turn.echo(),
             "instructions": turn.instructions or place.instructions,

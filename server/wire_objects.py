@@ -143,9 +143,10 @@ class ResponseFailure(WireObject):
 
 
 class ContextReport(WireObject):
-    """What the model's context held, and which items had no place in it."""
+    """What the model's context held, how many items had no place in it, and the newest of these (at most 100)."""
 
     max_tokens: int
+    dropped_items: int
     dropped_item_ids: list[str]
 
 

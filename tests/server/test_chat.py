@@ -360,15 +360,17 @@ async def test_another_owner_s_things_do_not_exist(world: World) -> None:
         await world.chat.cancel(other, mine["id"])
 
 
-async def test_old_turns_leave_the_prompt_and_are_reported(world: World) -> None:
+async def test_old_turns_leave_the_prompt_and_are_reported(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("idefics_chat.server.turn_preparation.MAX_DROPPED_IDS", 3)
     first = await ask(world, say("w " * 60), "a")
     place = {"conversation_id": first["conversation"]["id"]}
     second = await ask(world, say("w " * 60, **place), "b")
-    assert second["context"] == {"max_tokens": 200, "dropped_item_ids": []}
+    assert second["context"] == {"max_tokens": 200, "dropped_items": 0, "dropped_item_ids": []}
     third = await ask(world, say("w " * 60, **place), "c")
     stored = await history(world, third)
     # Both: with one of them the prompt would fit, but take more than three quarters of what there is for turns.
-    assert third["context"]["dropped_item_ids"] == [item.id for item in stored[:4]]
+    assert third["context"]["dropped_items"] == 4
+    assert third["context"]["dropped_item_ids"] == [item.id for item in stored[1:4]], "the newest of them"
     assert len(stored) == 6
     with pytest.raises(ContextLengthExceeded):
         await world.chat.respond(world.owner_id, say("w " * 60, truncation="disabled", **place))

@@ -26,7 +26,7 @@ DRAFT = ResponseDraft(
         "instructions": None,
         "max_output_tokens": 5,
         "metadata": {"a": "b"},
-        "context": {"max_tokens": 9, "dropped_item_ids": []},
+        "context": {"max_tokens": 9, "dropped_items": 0, "dropped_item_ids": []},
     },
     "resp_0",
 )
