@@ -58,7 +58,12 @@ def shrink(window: Window, prompt: Prompt, run_tokens: Sequence[int], limit_toke
 def _first_kept(
     messages: Sequence[Message], turns: Sequence[Sequence[int]], costs: Sequence[int], tokens: int, limit_tokens: int
 ) -> int:
-    """Which turn the window begins with: of `tokens` in all, the turns' messages take `costs`."""
+    """Which turn the window begins with: of `tokens` in all, the turns' messages take `costs`.
+
+    A turn is counted as it is written behind others; where it comes to stand first it may be a token shorter, so that
+    a window can move on where it would just have fitted. Instructions that a layout writes in one with the first turn
+    count as that turn's: when it leaves they stay, so that with long ones a window moves on sooner than it must.
+    """
     whole = [sum(costs[index] for index in turn) for turn in turns]
     asked = [sum(costs[index] for index in turn if messages[index].role == "user") for turn in turns]
     fixed = tokens - sum(whole)
