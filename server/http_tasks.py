@@ -3,16 +3,14 @@
 A task belongs to the request that asked for it: when the client goes away, it is cancelled. Nothing is stored.
 """
 
-import asyncio
-from collections.abc import Awaitable
 from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
-from starlette.requests import ClientDisconnect
 
 from idefics_chat.server.client_json import validate
 from idefics_chat.server.http_access import Admitted, JsonBody, translate
+from idefics_chat.server.http_presence import while_connected
 from idefics_chat.server.task_objects import ErrorObject, TaskObject, request_schema
 from idefics_chat.server.task_requests import (
     AskCreate,
@@ -49,7 +47,7 @@ def _add(path: str, model: type[CaptionCreate] | type[AskCreate] | Any, summary:
 
     async def run_task(request: Request, caller: Admitted, body: JsonBody) -> TaskObject:
         create = await translate(request, validate, model, body)
-        return await while_there(request, caller.chat.tasks.run(caller.owner_id, create))
+        return await while_connected(request, caller.chat.tasks.run(caller.owner_id, create))
 
     router.add_api_route(
         f"/{path}",
@@ -72,23 +70,3 @@ _add("story", StoryCreate, "Write a story to an image")
 _add("few-shot", FewShotCreate, "Answer as examples do")
 _add("continue", ContinueCreate, "Go on from texts and images")
 _add("instruct", InstructCreate, "Answer a conversation")
-
-
-async def while_there(request: Request, work: Awaitable[TaskObject]) -> TaskObject:
-    """The work's result. Where the client goes away meanwhile the work is cancelled, and ClientDisconnect raised."""
-    working = asyncio.ensure_future(work)
-    watching = asyncio.create_task(_gone(request))
-    try:
-        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return await working
-    finally:
-        for task in (watching, working):
-            task.cancel()
-        await asyncio.wait((watching, working))
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -6,6 +6,7 @@ import contextlib
 import io
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -18,9 +19,10 @@ from idefics_chat.inference.engine import create_engine
 from idefics_chat.inference.loader import LoadedModel, load_model
 from idefics_chat.server.app import create_app
 from idefics_chat.server.chat_assembly import open_chat
-from idefics_chat.server.http_tasks import while_there
+from idefics_chat.server.http_tasks import router
 from idefics_chat.server.settings import Settings
 from idefics_chat.server.state import ServerState, Services
+from idefics_chat.server.task_requests import AskCreate
 from idefics_chat.storage.store import Store
 
 pytestmark = pytest.mark.anyio
@@ -244,15 +246,19 @@ async def test_the_openapi_document_describes_every_task(client: httpx.AsyncClie
 async def test_a_task_ends_when_its_client_goes_away() -> None:
     ended = asyncio.Event()
 
-    async def work() -> Any:
-        try:
-            await asyncio.sleep(60)
-        finally:
-            ended.set()
+    class Tasks:
+        async def run(self, owner_id: str, create: AskCreate) -> Any:
+            try:
+                await asyncio.sleep(60)
+            finally:
+                ended.set()
 
     async def receive() -> dict[str, str]:
         return {"type": "http.disconnect"}
 
+    caller = SimpleNamespace(owner_id="ann", chat=SimpleNamespace(tasks=Tasks()))
+    request = Request({"type": "http", "method": "POST", "headers": [], "state": {"body_bytes": 1}}, receive)
+    (endpoint,) = (route.endpoint for route in router.routes if getattr(route, "name", "") == "task_ask")  # type: ignore[attr-defined]
     with pytest.raises(ClientDisconnect):
-        await while_there(Request({"type": "http", "method": "POST", "headers": []}, receive), work())
+        await endpoint(request, caller, {"image": CIRCLE, "question": "What?"})
     assert ended.is_set()
