@@ -27,7 +27,7 @@ class Window:
     dropped_ids: tuple[str, ...] = ()
 
 
-def shrink(window: Window, prompt: Prompt, run_tokens: Sequence[int], limit_tokens: int) -> Window:
+def shrink(window: Window, prompt: Prompt, run_tokens: Sequence[int], limit_tokens: int, fixed_tokens: int) -> Window:
     """One step of fitting: the same window if its prompt fits, else a smaller one whose prompt is to be made and
     counted again (a turn that comes to stand first may be written a little differently, so lengths do not simply add).
 
@@ -36,6 +36,7 @@ def shrink(window: Window, prompt: Prompt, run_tokens: Sequence[int], limit_toke
         prompt: the prompt of `window.messages`.
         run_tokens: tokens of each of `prompt.runs`.
         limit_tokens: what the prompt may have at most.
+        fixed_tokens: what stays whatever leaves, the tokens of the prompt of `system_messages(window.messages)`.
 
     Raises:
         ContextLengthExceeded: nothing is left to leave out.
@@ -45,7 +46,7 @@ def shrink(window: Window, prompt: Prompt, run_tokens: Sequence[int], limit_toke
         return window
     costs = _message_tokens(prompt, run_tokens, len(window.messages))
     turns = _turns(window.messages)
-    start = _first_kept(window.messages, turns, costs, sum(run_tokens), limit_tokens)
+    start = _first_kept(window.messages, turns, costs, sum(run_tokens) - fixed_tokens, limit_tokens - fixed_tokens)
     dropped = {index for turn in turns[:start] for index in turn}
     if not dropped:
         raise ContextLengthExceeded(sum(run_tokens), limit_tokens)
@@ -55,23 +56,29 @@ def shrink(window: Window, prompt: Prompt, run_tokens: Sequence[int], limit_toke
     )
 
 
+def system_messages(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Those that no window leaves out."""
+    return tuple(message for message in messages if message.role == "system")
+
+
 def _first_kept(
-    messages: Sequence[Message], turns: Sequence[Sequence[int]], costs: Sequence[int], tokens: int, limit_tokens: int
+    messages: Sequence[Message], turns: Sequence[Sequence[int]], costs: Sequence[int], tokens: int, room_tokens: int
 ) -> int:
-    """Which turn the window begins with: of `tokens` in all, the turns' messages take `costs`.
+    """Which turn the window begins with: the turns take `tokens`, there is room for `room_tokens`.
 
     A turn is counted as it is written behind others; where it comes to stand first it may be a token shorter, so that
-    a window can move on where it would just have fitted. Instructions that a layout writes in one with the first turn
-    count as that turn's: when it leaves they stay, so that with long ones a window moves on sooner than it must.
+    a window can move on where it would just have fitted. The first turn's own cost is what the others leave: a layout
+    may have written what comes before the turns in one run with it.
     """
+    answered = [sum(costs[index] for index in turn if messages[index].role == "assistant") for turn in turns]
     whole = [sum(costs[index] for index in turn) for turn in turns]
-    asked = [sum(costs[index] for index in turn if messages[index].role == "user") for turn in turns]
-    fixed = tokens - sum(whole)
-    room = limit_tokens - fixed
+    if whole:
+        whole[0] = tokens - sum(whole[1:])
+    asked = [turn_tokens - answer_tokens for turn_tokens, answer_tokens in zip(whole, answered, strict=True)]
     start, before = 0, 0  # the first turn that is shown, and the tokens of those from it up to the one that is asked
     for turn, own in enumerate([*asked[:-1], *whole[-1:]]):
-        if before + own > room:
-            while start < turn and before + own > KEPT * room:
+        if before + own > room_tokens:
+            while start < turn and before + own > KEPT * room_tokens:
                 before -= whole[start]
                 start += 1
         before += whole[turn]

@@ -7,7 +7,7 @@ from idefics_chat.conversation.errors import ContextLengthExceeded
 from idefics_chat.conversation.layouts import layout_named
 from idefics_chat.conversation.messages import Message, TokenRecord
 from idefics_chat.conversation.prompt import Prompt, Run, TextRun, TokenRun
-from idefics_chat.conversation.window import Window, shrink
+from idefics_chat.conversation.window import Window, shrink, system_messages
 from idefics_chat.inference.requests import Engine, ImageLoader
 
 MIN_ANSWER_SHARE = 4
@@ -49,16 +49,21 @@ async def fit_prompt(
     context = engine.info.context_tokens
     limit = context - min(answer_tokens, context // MIN_ANSWER_SHARE)
     layout = layout_named(engine.info.layout)
+
+    async def counted(shown: Sequence[Message]) -> tuple[Prompt, Sequence[int]]:
+        prompt = with_beginning(layout(shown, instructions), begun)
+        return prompt, await engine.count_tokens(prompt, load_image)
+
     window = Window(tuple(messages))
-    while True:
-        prompt = with_beginning(layout(window.messages, instructions), begun)
-        tokens = await engine.count_tokens(prompt, load_image)
-        if sum(tokens) > limit and not may_drop:
+    prompt, tokens = await counted(window.messages)
+    if sum(tokens) > limit:
+        if not may_drop:
             raise ContextLengthExceeded(sum(tokens), limit)
-        smaller = shrink(window, prompt, tokens, limit)
-        if smaller is window:
-            return FittedPrompt(prompt, tuple(window.dropped_ids))
-        window = smaller
+        fixed = sum((await counted(system_messages(messages)))[1])
+        while (smaller := shrink(window, prompt, tokens, limit, fixed)) is not window:
+            window = smaller
+            prompt, tokens = await counted(window.messages)
+    return FittedPrompt(prompt, window.dropped_ids)
 
 
 def with_beginning(prompt: Prompt, begun: Begun | None) -> Prompt:

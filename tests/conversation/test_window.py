@@ -10,7 +10,7 @@ from idefics_chat.conversation.errors import ContextLengthExceeded
 from idefics_chat.conversation.layouts.idefics import idefics_instruct
 from idefics_chat.conversation.messages import ImagePart, Message, Role, TextPart
 from idefics_chat.conversation.prompt import ImageRun, Prompt, TextRun
-from idefics_chat.conversation.window import Window, shrink
+from idefics_chat.conversation.window import Window, shrink, system_messages
 
 IMAGE_TOKENS = 64
 
@@ -25,9 +25,10 @@ def count(prompt: Prompt) -> list[int]:
 
 def fit(messages: list[Message], limit: int, instructions: str | None = None) -> tuple[Window, int]:
     window = Window(tuple(messages))
+    fixed = sum(count(idefics_instruct(system_messages(messages), instructions)))
     while True:
         prompt = idefics_instruct(window.messages, instructions)
-        smaller = shrink(window, prompt, count(prompt), limit)
+        smaller = shrink(window, prompt, count(prompt), limit, fixed)
         if smaller == window:
             return window, sum(count(prompt))
         window = smaller
@@ -71,10 +72,11 @@ SEAM = 1
 """A turn that stands first lacks the line's end before it; turns are counted as they stand behind others."""
 
 
-@given(lengths, st.integers(150, 700))
-@example([(1, 1)] * 25, 158)
-def test_a_window_moves_on_only_when_it_must_and_then_by_a_good_part(spoken: list[tuple[int, int]], limit: int) -> None:
-    # Without instructions: those are written in one with the first turn and count as its own, see `_first_kept`.
+@given(lengths, st.integers(250, 700), st.none() | st.text("s", min_size=1, max_size=80))
+@example([(1, 1)] * 25, 158, None)
+def test_a_window_moves_on_only_when_it_must_and_then_by_a_good_part(
+    spoken: list[tuple[int, int]], limit: int, instructions: str | None
+) -> None:
     history = [
         message
         for turn, (question, answer) in enumerate(spoken)
@@ -85,14 +87,14 @@ def test_a_window_moves_on_only_when_it_must_and_then_by_a_good_part(spoken: lis
     ]
     before: tuple[Message, ...] = ()
     for end in range(1, len(history), 2):
-        window, tokens = fit(history[:end], limit)
+        window, tokens = fit(history[:end], limit, instructions)
         assert tokens <= limit
         if before and window.messages[0] != before[0]:
             # Turns left: with all that was shown before it would not have fitted.
-            whole = idefics_instruct([*before, *history[len(before) + history.index(before[0]) : end]], None)
+            whole = idefics_instruct([*before, *history[len(before) + history.index(before[0]) : end]], instructions)
             assert sum(count(whole)) + SEAM > limit
-            alone = sum(count(idefics_instruct(history[end - 1 : end], None)))
-            fixed = sum(count(idefics_instruct([], None)))
+            alone = sum(count(idefics_instruct(history[end - 1 : end], instructions)))
+            fixed = sum(count(idefics_instruct([], instructions)))
             assert len(window.messages) == 1 or tokens <= fixed + 0.75 * (limit - fixed) + alone
         else:
             assert window.messages[: len(before)] == before
