@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Idefics2Processor, Idefics3Processor
 
-from idefics_chat.conversation.layouts.chat_template import idefics2_chat, idefics3_chat
+from idefics_chat.conversation.layouts import layout_named
 from idefics_chat.conversation.messages import ImagePart, Message, TextPart
 from idefics_chat.conversation.prompt import Prompt
+from idefics_chat.conversation.tasks import Caption, Classify, Example, FewShot, Question, Story, Task, task_prompt
 from idefics_chat.inference.families import family_of
 from idefics_chat.inference.loader import load_model
 from idefics_chat.inference.prompt_encoder import PromptEncoder
@@ -23,7 +24,7 @@ TEMPLATE = (
     "{{line['text']}}{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n"
     "{% endfor %}{{ 'Assistant:' }}"
 )
-LAYOUTS = {"idefics2": idefics2_chat, "idefics3": idefics3_chat, "smolvlm": idefics3_chat}
+LAYOUTS = {"idefics2": "idefics2-chat", "idefics3": "idefics3-chat", "smolvlm": "idefics3-chat"}
 CASES = [("idefics2", False), ("idefics2", True), ("idefics3", False), ("idefics3", True), ("smolvlm", True)]
 
 
@@ -33,7 +34,8 @@ class Case:
     def __init__(self, folder: Path, name: str) -> None:
         self.loaded = load_model(str(folder), dtype="float32", device="cpu")
         self.family = family_of(self.loaded)
-        self.layout = LAYOUTS[name]
+        self.layout_name = LAYOUTS[name]
+        self.layout = layout_named(self.layout_name)
         template = TEMPLATE.replace("{bos}", "" if name == "idefics2" else "<s>")
         parts = (self.loaded.image_processor, self.loaded.tokenizer)
         if name == "idefics2":
@@ -43,9 +45,10 @@ class Case:
             self.processor = Idefics3Processor(*parts, image_seq_len=4, chat_template=template)
         self.bos = "<s>" if name == "idefics2" else ""
 
-    def processor_inputs(self, messages: list[Message], album: Any) -> dict[str, Any]:
+    def processor_inputs(self, messages: list[Message], album: Any, begun: str = "") -> dict[str, Any]:
+        """What the processor makes of the messages, the answer begun with `begun`."""
         content = [{"role": message.role, "content": [_item(part) for part in message.parts]} for message in messages]
-        text = self.bos + self.processor.apply_chat_template(content)
+        text = self.bos + self.processor.apply_chat_template(content) + begun
         images = [album.image(digest) for message in messages for digest in message.digests]
         return dict(self.processor(text=text, images=images or None, add_special_tokens=False, return_tensors="pt"))
 
@@ -86,6 +89,54 @@ def test_ids_are_those_of_the_models_own_processor(case: Case, pictures: Any, da
     messages = [*(message for turn in turns for message in turn), data.draw(question)]
     encoded = case.encode(case.layout(messages), album)
     assert list(encoded.ids) == case.processor_inputs(messages, album)["input_ids"][0].tolist()
+
+
+DESCRIBE = "Describe this image."
+EIFFEL = "An image of the Eiffel Tower at night."
+
+
+def guide_tasks(one: str, other: str) -> list[tuple[Task, list[tuple[str | None, str]], str]]:
+    """Tasks of the guide, each as the turns that a user of the processor would write (an image and a text, or an
+    answer), and what the answer is begun with."""
+    return [
+        (Caption(one), [(one, DESCRIBE)], ""),
+        (Caption(one, "This is an image of "), [(one, DESCRIBE)], " This is an image of"),
+        (
+            FewShot(other, (Example(one, EIFFEL),)),
+            [(one, DESCRIBE), (None, EIFFEL), (other, DESCRIBE)],
+            "",
+        ),
+        (
+            Question(one, "Where are these people?"),
+            [(one, "Provide an answer to the question. Use the image to answer.\nWhere are these people?")],
+            "",
+        ),
+        (
+            Classify(one, ("animals", "cars")),
+            [
+                (
+                    one,
+                    "Classify the following image into a single category from the following list: ['animals', 'cars'].",
+                )
+            ],
+            "",
+        ),
+        (Story(one), [(one, "Use the image to write a story.")], ""),
+    ]
+
+
+@pytest.mark.parametrize("which", range(6))
+def test_task_ids_are_those_of_the_models_own_processor(case: Case, pictures: Any, which: int) -> None:
+    album, (red, blue, _) = pictures
+    task, turns, begun = guide_tasks(red, blue)[which]
+    messages = [
+        Message("", "assistant", (TextPart(text),))
+        if digest is None
+        else Message("", "user", (ImagePart(digest), TextPart(text)))
+        for digest, text in turns
+    ]
+    expected = case.processor_inputs(messages, album, begun)["input_ids"][0].tolist()
+    assert list(case.encode(task_prompt(task, case.layout_name), album).ids) == expected
 
 
 @pytest.mark.anyio
