@@ -8,7 +8,6 @@ Knows no socket.
 """
 
 import contextlib
-import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from idefics_chat.server.conversation_feeds import Signal, TooFarBehind
 from idefics_chat.server.conversation_objects import conversation_object
 from idefics_chat.server.errors import ApiError
 from idefics_chat.server.item_objects import item_object
+from idefics_chat.server.json_text import compact
 from idefics_chat.storage.errors import ConversationNotFound, ItemNotFound, ResponseNotFound
 from idefics_chat.storage.store import Store
 from idefics_chat.storage.values import ResponseRow
@@ -187,8 +187,8 @@ class ConversationWatch:
         return self._frame("conversation.unsubscribed", conversation=self._id, code=code, message=message)
 
     def _frame(self, kind: str, **fields: Any) -> str:
-        return self._marked(json.dumps({"type": kind, **fields}, ensure_ascii=False, separators=(",", ":")))
+        return self._marked(compact({"type": kind, **fields}))
 
     def _marked(self, payload: str) -> str:
-        marks = json.dumps({"subscription": self._id, "cursor": self._cursor}, separators=(",", ":"))
+        marks = compact({"subscription": self._id, "cursor": self._cursor})
         return f"{payload[:-1]},{marks[1:]}"

@@ -3,7 +3,6 @@
 Such an answer belongs to the request that asked for it: when the client goes away, it is cancelled.
 """
 
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -26,6 +25,7 @@ from idefics_chat.server.chat_completions_request import CompletionRequest, pars
 from idefics_chat.server.errors import as_api_error
 from idefics_chat.server.http_access import Admitted, JsonBody, translate
 from idefics_chat.server.http_presence import while_connected
+from idefics_chat.server.json_text import compact
 from idefics_chat.server.sse import DONE, SSE_HEADERS, SSE_TYPE, data_frame
 
 router = APIRouter(prefix="/v1/chat/completions", tags=["chat"])
@@ -95,4 +95,4 @@ async def _whole(generation: Generation) -> GenerationResult:
 
 
 def _frame(value: dict[str, Any]) -> bytes:
-    return data_frame(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+    return data_frame(compact(value))

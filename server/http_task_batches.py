@@ -1,6 +1,5 @@
 """`/v1/tasks/batches`: many tasks as one job, with progress, results as they come, and a cancel."""
 
-import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ from idefics_chat.server.client_json import WireModel, validate
 from idefics_chat.server.errors import ApiError
 from idefics_chat.server.http_access import Admitted, JsonBody, translate
 from idefics_chat.server.http_tasks import ERRORS, body_of
+from idefics_chat.server.json_text import compact
 from idefics_chat.server.sse import DONE, data_frame, streaming
 from idefics_chat.server.task_batches import MAX_TASKS
 from idefics_chat.server.task_objects import BatchEntries, BatchEntry, BatchList, BatchObject, ErrorObject
@@ -105,5 +105,5 @@ def _custom_id(value: dict[str, Any], index: int) -> str | None:
 
 async def _frames(entries: AsyncIterator[BatchEntry]) -> AsyncIterator[bytes]:
     async for entry in entries:
-        yield data_frame(json.dumps(entry.model_dump(exclude_none=True), ensure_ascii=False, separators=(",", ":")))
+        yield data_frame(compact(entry.model_dump(exclude_none=True)))
     yield DONE

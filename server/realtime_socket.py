@@ -15,6 +15,7 @@ from idefics_chat.conversation.messages import Message
 from idefics_chat.server.chat import ChatService
 from idefics_chat.server.errors import ApiError, as_api_error
 from idefics_chat.server.item_objects import data_url
+from idefics_chat.server.json_text import compact
 from idefics_chat.server.realtime_events import RealtimeResponse, error_event, realtime_item, session_object
 from idefics_chat.server.realtime_request import (
     CancelResponse,
@@ -33,7 +34,6 @@ from idefics_chat.server.socket_frames import (
     Send,
     SocketLimits,
     check_size,
-    compact,
     is_long,
     parse_frame,
 )

@@ -10,11 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from idefics_chat.inference.requests import TokenLogprob
+from idefics_chat.server.json_text import compact
 from idefics_chat.server.logprob_objects import streamed_logprobs, whole_logprobs
 from idefics_chat.server.response_object import Json, ResponseDraft, message_item, response_object, text_part
 from idefics_chat.storage.values import Event
 
 FinalStatus = Literal["completed", "incomplete", "cancelled", "failed"]
+
+DELTA = "response.output_text.delta"
 
 _TERMINAL_EVENT: Mapping[FinalStatus, str] = {
     "completed": "response.completed",
@@ -25,7 +28,7 @@ _TERMINAL_EVENT: Mapping[FinalStatus, str] = {
 
 
 class EventWriter:
-    """Writes a response's events. `text` is what the answer's deltas add up to so far.
+    """Writes a response's events.
 
     After a restart the writer goes on where the stored log ends (`resume`).
     """
@@ -36,7 +39,8 @@ class EventWriter:
         self._item_open = False
         self._ended = False
         self._logprobs: Sequence[TokenLogprob] = ()
-        self.text = ""
+        self._pieces: list[str] = []
+        self._delta_place = compact(self._place())[1:-1]
 
     @classmethod
     def resume(cls, draft: ResponseDraft, events: list[Event]) -> "EventWriter":
@@ -44,8 +48,13 @@ class EventWriter:
         writer = cls(draft)
         writer._next = len(events)
         writer._item_open = any(event.type == "response.content_part.added" for event in events)
-        writer.text = "".join(json.loads(e.payload)["delta"] for e in events if e.type == "response.output_text.delta")
+        writer._pieces = [json.loads(e.payload)["delta"] for e in events if e.type == DELTA]
         return writer
+
+    @property
+    def text(self) -> str:
+        """What the answer's deltas add up to so far."""
+        return "".join(self._pieces)
 
     def begin(self, *, with_item: bool = True) -> list[Event]:
         """The opening events; `with_item` False for a response that generates nothing."""
@@ -64,9 +73,12 @@ class EventWriter:
 
     def delta(self, text: str, logprobs: Sequence[TokenLogprob] = ()) -> Event:
         """A piece of the answer, with the log-probabilities of its tokens where they were asked for."""
-        self._require(self._item_open)
-        self.text += text
-        return self._part_event("response.output_text.delta", delta=text, logprobs=streamed_logprobs(logprobs))
+        self._require(self._item_open and not self._ended)
+        self._pieces.append(text)
+        number = self._number()
+        said = f'"delta":{compact(text)},"logprobs":{compact(streamed_logprobs(logprobs)) if logprobs else "[]"}'
+        # One for each token: only what differs is made anew.
+        return Event(number, DELTA, f'{{"type":"{DELTA}","sequence_number":{number},{self._delta_place},{said}}}')
 
     def end(
         self,
@@ -97,9 +109,10 @@ class EventWriter:
         return events
 
     def _close_item(self, status: FinalStatus) -> list[Event]:
+        text = self.text
         return [
-            self._part_event("response.output_text.done", text=self.text, logprobs=streamed_logprobs(self._logprobs)),
-            self._part_event("response.content_part.done", part=text_part(self.text, whole_logprobs(self._logprobs))),
+            self._part_event("response.output_text.done", text=text, logprobs=streamed_logprobs(self._logprobs)),
+            self._part_event("response.content_part.done", part=text_part(text, whole_logprobs(self._logprobs))),
             self._event("response.output_item.done", output_index=0, item=self._item(status)),
         ]
 
@@ -107,15 +120,21 @@ class EventWriter:
         item_status = "completed" if status == "completed" else "incomplete"
         return message_item(self._draft.output_id, item_status, self.text, whole_logprobs(self._logprobs))
 
+    def _place(self) -> Json:
+        return {"item_id": self._draft.output_id, "output_index": 0, "content_index": 0}
+
     def _part_event(self, kind: str, **fields: Any) -> Event:
-        return self._event(kind, item_id=self._draft.output_id, output_index=0, content_index=0, **fields)
+        return self._event(kind, **self._place(), **fields)
 
     def _event(self, kind: str, **fields: Any) -> Event:
         self._require(not self._ended)
-        number = self._next
-        self._next += 1
+        number = self._number()
         body = {"type": kind, "sequence_number": number, **fields}
-        return Event(number, kind, json.dumps(body, ensure_ascii=False, separators=(",", ":")))
+        return Event(number, kind, compact(body))
+
+    def _number(self) -> int:
+        self._next += 1
+        return self._next - 1
 
     def _require(self, legal: bool) -> None:
         if not legal:

@@ -61,8 +61,8 @@ class ResponseLog:
         self.on_readers(self._readers)
 
     def _wake(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self._changed.set()  # wakes all who wait now, and nobody who comes later
+        self._changed.clear()
 
 
 class LogReader:

@@ -15,6 +15,7 @@ from typing import Any
 from idefics_chat.server.chat import ChatService
 from idefics_chat.server.conversation_watch import ConversationWatch
 from idefics_chat.server.errors import ApiError, as_api_error
+from idefics_chat.server.json_text import compact
 from idefics_chat.server.response_log import LogReader
 from idefics_chat.server.responses_request import (
     CancelCommand,
@@ -33,7 +34,6 @@ from idefics_chat.server.socket_frames import (
     Send,
     SocketLimits,
     check_size,
-    compact,
     is_long,
     on_lane,
     parse_frame,

@@ -1,13 +1,13 @@
 """What the websockets have in common: how frames come and go, and how large they may be. Knows no web framework."""
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from idefics_chat.server.client_json import parse_json
 from idefics_chat.server.errors import ApiError
+from idefics_chat.server.json_text import compact
 
 OFF_LOOP_CHARACTERS = 2**20
 """Frames longer than this are parsed in a thread."""
@@ -72,13 +72,8 @@ def is_long(frame: str) -> bool:
     return len(frame) > OFF_LOOP_CHARACTERS
 
 
-def compact(value: Any) -> str:
-    """The JSON text of a frame."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
 def on_lane(payload: str, stream_id: str | None) -> str:
     """An event's JSON text with the lane's id added, where there is one."""
     if stream_id is None:
         return payload
-    return f'{payload[:-1]},"stream_id":{json.dumps(stream_id)}}}'
+    return f'{payload[:-1]},"stream_id":{compact(stream_id)}}}'

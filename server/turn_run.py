@@ -24,6 +24,7 @@ from idefics_chat.inference.requests import (
 from idefics_chat.inference.sampling_params import SamplingParams
 from idefics_chat.server.attendance import Attendance
 from idefics_chat.server.errors import as_api_error
+from idefics_chat.server.json_text import compact
 from idefics_chat.server.response_events import EventWriter, FinalStatus
 from idefics_chat.server.response_log import ResponseLog
 from idefics_chat.server.response_object import Json, ResponseDraft, error_object, usage_object
@@ -253,4 +254,4 @@ class TurnRun:
         number = len(self.log)
         response = {**body["response"], "status": "failed", "output": [], "error": error_object(error.code, str(error))}
         event = {**body, "type": "response.failed", "sequence_number": number, "response": response}
-        return Event(number, "response.failed", json.dumps(event, ensure_ascii=False, separators=(",", ":")))
+        return Event(number, "response.failed", compact(event))

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idefics_chat.inference.requests import Usage
+from idefics_chat.inference.requests import TokenLogprob, Usage
+from idefics_chat.server.json_text import compact
 from idefics_chat.server.response_events import EventWriter, FinalStatus
 from idefics_chat.server.response_object import ResponseDraft, error_object, usage_object
 from idefics_chat.storage.values import Event
@@ -68,6 +69,27 @@ def test_numbers_are_contiguous_from_zero_and_one_terminal_event_ends_the_log(
     terminal = [f for f in frames if f["type"] in ("response.completed", "response.incomplete", "response.failed")]
     assert terminal == frames[-1:]
     assert frames[-1]["response"]["status"] == status
+
+
+@given(pieces, endings)
+def test_every_event_is_written_as_all_json_is(said: list[str], status: FinalStatus) -> None:
+    for event in write(said, status):
+        body = json.loads(event.payload)
+        assert event.payload == compact(body)
+        assert (body["type"], body["sequence_number"]) == (event.type, event.sequence_number)
+
+
+def test_a_delta_carries_its_tokens_log_probabilities() -> None:
+    writer = EventWriter(DRAFT)
+    writer.begin()
+    token = TokenLogprob(7, b" cat", -0.5, (TokenLogprob(8, b" dog", -1.5),))
+    event = writer.delta(" cat", [token])
+    body = json.loads(event.payload)
+    assert body["logprobs"] == [
+        {"token": " cat", "logprob": -0.5, "top_logprobs": [{"token": " dog", "logprob": -1.5}]}
+    ]
+    assert event.payload == compact(body)
+    check_frame(body)
 
 
 @given(pieces)
