@@ -6,6 +6,7 @@ about what they know (no coercion).
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any, Never, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -86,10 +87,26 @@ def complaint(error: ValidationError, where: str = "") -> ApiError:
     """What to tell a client of a value that is not what it should be; `where` stands before the parameter."""
     # Of a union's branches the deepest complaint is about the form that the client meant.
     first = max(error.errors(include_url=False, include_input=False), key=lambda e: len(e["loc"]))
-    param = ".".join(part for part in (where, *map(str, first["loc"])) if part and not _is_label(part))
-    if first["type"] == "missing":
+    kind, location = first["type"], [*first["loc"]]
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        location.append(first["ctx"]["discriminator"].strip("'"))
+    param = _path(where, location)
+    if kind in ("missing", "union_tag_not_found"):
         return ApiError("missing_required_parameter", f"{param} is missing; add it.", param)
+    if kind == "union_tag_invalid":
+        return ApiError("invalid_value", f"{param} must be one of {first['ctx']['expected_tags']}.", param)
     return ApiError("invalid_value", f"{param}: {first['msg']}.", param)
+
+
+def _path(where: str, location: Sequence[int | str]) -> str:
+    """The parameter at a place, as in `messages[0].content`."""
+    path = where
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif not _is_label(part):
+            path += f".{part}" if path else part
+    return path
 
 
 def _is_label(part: str) -> bool:

@@ -89,7 +89,7 @@ def test_what_is_wrong_is_named() -> None:
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "unsupported_value", None),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "missing_required_parameter", None),
         ({"messages": [{"role": "user", "content": [part | {"image_url": "ftp://h/x"}]}]}, "invalid_image_url", None),
-        ({"messages": [{"role": "user", "content": 7}]}, "invalid_value", "messages.0.content"),
+        ({"messages": [{"role": "user", "content": 7}]}, "invalid_value", "messages[0].content"),
         (HI | {"n": "2"}, "invalid_value", "n"),
         (HI | {"top_logprobs": 2}, "invalid_value", "top_logprobs"),
         (HI | {"logprobs": True, "top_logprobs": 21}, "invalid_value", "top_logprobs"),

@@ -101,7 +101,7 @@ def test_the_other_commands() -> None:
         ({"input": [{"role": "user", "content": " \n"}]}, "empty_input", "input"),
         ({"input": 3}, "invalid_value", "input"),
         ({"input": [{"content": "x"}]}, "missing_required_parameter", "input[0].role"),
-        ({"input": [{"role": "robot", "content": "x"}]}, "invalid_value", "input.0.role"),
+        ({"input": [{"role": "robot", "content": "x"}]}, "invalid_value", "input[0].role"),
         ({"input": [{"type": "reasoning"}]}, "unsupported_value", "input[0].type"),
         ({"input": user({"type": "input_text"})}, "missing_required_parameter", "input[0].content[0].text"),
         ({"input": user({"type": "input_audio"})}, "unsupported_value", "input[0].content[0].type"),
@@ -129,7 +129,7 @@ def test_the_other_commands() -> None:
         (
             {"input": user({"type": "input_image", "image_url": "frame:0", "detail": "blurred"})},
             "invalid_value",
-            "input.0.content.0.detail",
+            "input[0].content[0].detail",
         ),
         ({"temperature": "warm"}, "invalid_value", "temperature"),
         ({"max_output_tokens": 0}, "invalid_value", "max_output_tokens"),
