@@ -16,6 +16,7 @@ from idefics_chat.server.conversation_edits import ConversationEdits
 from idefics_chat.server.conversation_feeds import ConversationFeeds, Signal
 from idefics_chat.server.errors import ApiError
 from idefics_chat.server.keyed_locks import KeyedLocks
+from idefics_chat.server.readiness import Readiness
 from idefics_chat.server.recovery import recover, recover_all
 from idefics_chat.server.response_log import LogReader, ResponseLog
 from idefics_chat.server.stored_log import stored_log
@@ -53,6 +54,7 @@ class ChatService:
         self._make_id = make_id
         self._tasks = asyncio.TaskGroup()
         self._on_disconnect = on_disconnect
+        self._readiness = Readiness(store.check_writable)
         self._places = KeyedLocks()
         self.feeds = ConversationFeeds()
         """What happens in conversations, for those who watch them."""
@@ -118,7 +120,7 @@ class ChatService:
         """Raises: the error that keeps the service from taking a turn."""
         if self._stopping:
             raise EngineStopped
-        await self._store.check_writable()
+        await self._readiness.require()
 
     async def respond(self, owner_id: str, turn: Turn) -> ResponseLog:
         """Accept a turn: when this returns, what was said is committed and the answer is under way.
