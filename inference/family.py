@@ -103,14 +103,15 @@ class Family(Protocol):
 
     def prefill(
         self,
-        ids: Sequence[int],
-        places: Sequence[Place | None],
+        ids: Sequence[Sequence[int]],
+        places: Sequence[Sequence[Place | None]],
         images: Mapping[str, EncodedImage],
         slots: SlotTensors,
         step: Chunk,
         keep: int = 1,
     ) -> Tensor:
-        """Run a chunk of a prompt; logits `(keep, vocabulary)` of its last tokens. `images` has all that `places`
+        """Run a part of each of some prompts, the tokens of each row of the step; logits `(rows, keep, vocabulary)` of
+        their last tokens, of which a row that is shorter has as many as it has tokens. `images` has all that `places`
         name."""
         ...
 

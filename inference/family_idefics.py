@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from idefics_chat.inference.compiled_step import compiled
 from idefics_chat.inference.family import EncodedImage, Place, PreparedImage
@@ -106,24 +107,25 @@ class Idefics:
 
     def prefill(
         self,
-        ids: Sequence[int],
-        places: Sequence[Place | None],
+        ids: Sequence[Sequence[int]],
+        places: Sequence[Sequence[Place | None]],
         images: Mapping[str, EncodedImage],
         slots: SlotTensors,
         step: Chunk,
         keep: int = 1,
     ) -> Tensor:
-        digests = list(dict.fromkeys(place[0] for place in places if place is not None))
-        sees = torch.zeros(1, len(ids), max(1, len(digests)), dtype=torch.long)
-        for column, place in enumerate(places):
-            if place is not None:
-                sees[0, column, digests.index(place[0])] = 1
-        if digests:
-            stacks = zip(*(images[digest].tensors for digest in digests), strict=True)
-            projected = [torch.cat(stack)[None] for stack in stacks]
-        else:
-            projected = [self._no_image(projection, 1) for projection in self._projections]
-        return self._forward([list(ids)], sees, projected, slots, step, keep)[0]
+        shown = [list(dict.fromkeys(place[0] for place in row if place is not None)) for row in places]
+        most = max(1, *map(len, shown))
+        columns = [
+            [most if place is None else digests.index(place[0]) for place in step.filled_up(row)]
+            for row, digests in zip(places, shown, strict=True)
+        ]
+        sees = one_hot(torch.tensor(columns), most + 1)[:, :, :most]
+        projected = [
+            torch.stack([self._projected(index, [images[digest] for digest in digests], most) for digests in shown])
+            for index in range(len(self._projections))
+        ]
+        return self._forward([step.filled_up(row) for row in ids], sees, projected, slots, step, keep)
 
     def decode(self, ids: Sequence[int], slots: SlotTensors, step: DecodeStep) -> Tensor:
         rows = len(ids)
@@ -170,6 +172,11 @@ class Idefics:
                 projection.ready = None
         logits: Tensor = output.logits
         return logits
+
+    def _projected(self, index: int, images: Sequence[EncodedImage], most: int) -> Tensor:
+        """What one projection made of the images, `(most * latents, width)`, filled up with zeros."""
+        blank = self._no_image(self._projections[index], most - len(images)).flatten(0, 1)
+        return torch.cat([*(image.tensors[index] for image in images), blank])
 
     def _no_image(self, projection: "_Projection", rows: int) -> Tensor:
         """Zeros `(rows, latents, width)` in place of a projected image, for tokens whose gate is closed anyway."""

@@ -106,20 +106,21 @@ class InSequence:
 
     def prefill(
         self,
-        ids: Sequence[int],
-        places: Sequence[Place | None],
+        ids: Sequence[Sequence[int]],
+        places: Sequence[Sequence[Place | None]],
         images: Mapping[str, EncodedImage],
         slots: SlotTensors,
         step: Chunk,
         keep: int = 1,
     ) -> Tensor:
-        embeddings = self._embed(torch.tensor([list(ids)], device=self._model.device))
-        for digest in {place[0] for place in places if place is not None}:
-            features = images[digest].tensors[0]
-            columns = [column for column, place in enumerate(places) if place is not None and place[0] == digest]
-            rows = [place[1] % len(features) for place in places if place is not None and place[0] == digest]
-            embeddings[0, columns] = features[rows].to(embeddings.device, embeddings.dtype)
-        return self._forward(embeddings, slots, step, keep)[0]
+        embeddings = self._embed(torch.tensor([step.filled_up(row) for row in ids], device=self._model.device))
+        for row, shown in zip(embeddings, map(step.filled_up, places), strict=True):
+            for digest in {place[0] for place in shown if place is not None}:
+                features = images[digest].tensors[0].to(embeddings.device, embeddings.dtype)
+                found = [(column, place[1]) for column, place in enumerate(shown) if place and place[0] == digest]
+                columns, parts = zip(*found, strict=True)
+                row[list(columns)] = features[[part % len(features) for part in parts]]
+        return self._forward(embeddings, slots, step, keep)
 
     def decode(self, ids: Sequence[int], slots: SlotTensors, step: DecodeStep) -> Tensor:
         embeddings = self._embed(torch.tensor(ids, device=self._model.device)[:, None])

@@ -133,6 +133,14 @@ class Job:
         """Ids that are never chosen."""
         return self.samplers[0].banned
 
+    def is_given_up(self, now_s: float) -> bool:
+        """Whether it was cancelled or is past its deadline."""
+        return self.sink.is_cancelled or (self.deadline_s is not None and now_s >= self.deadline_s)
+
+    def digests_from(self, start: int, end: int | None = None) -> set[str]:
+        """Which images the tokens of the prompt from `start` on stand for or look at."""
+        return {place[0] for place in self.places[start:end] if place is not None}
+
     def is_done(self, branch: Branch) -> bool:
         """Whether that sequence has ended while others may go on."""
         return self.beams is None and self.answers[branch.index].finish_reason is not None

@@ -6,12 +6,15 @@ without copying. Knows nothing of requests; what a row holds beyond its request'
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from idefics_chat.inference.compiled_step import LEAST_REACH, padded
+
+Item = TypeVar("Item")
 
 KeyValues = list[tuple[Tensor, Tensor]]
 """Keys and values of each layer, `(heads, tokens, head_dim)`."""
@@ -93,11 +96,11 @@ class SlotTensors:
             keys[row, :, :tokens] = old_keys[:, :tokens]
             values[row, :, :tokens] = old_values[:, :tokens]
 
-    def wipe(self, row: int) -> None:
-        """Zero a row: numbers that are not finite would reach other requests even through a mask."""
+    def wipe(self, first: int, end: int | None = None) -> None:
+        """Zero the rows from `first` on: numbers that are not finite would reach other requests even through a mask."""
         for keys, values in self.layers:
-            keys[row].zero_()
-            values[row].zero_()
+            keys[first:end].zero_()
+            values[first:end].zero_()
 
     def _empty(self, layer: int, rows: int, tokens: int) -> tuple[Tensor, Tensor]:
         size = (rows, self.shape.heads, tokens, self.shape.head_dim)
@@ -110,16 +113,29 @@ class SlotTensors:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A step of one row: tokens `start` to `end` of it are run."""
+    """A step of neighbouring rows, several tokens each: row `first + i` runs its tokens `starts[i]` to `ends[i]`.
 
-    row: int
-    start: int
-    end: int
+    The longest row says how wide the step is. In the others the first token is repeated on the left, so that all end
+    in the same column; what is computed there is not kept.
+    """
+
+    first: int
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        """Columns of the step, repeated tokens included."""
+        return max(end - start for start, end in zip(self.starts, self.ends, strict=True))
 
     @property
     def kv_tokens(self) -> int:
         """How far back and up to the step's last token the cache is read."""
-        return self.end
+        return max(self.ends)
+
+    def filled_up(self, tokens: Sequence[Item]) -> list[Item]:
+        """What belongs to a row's tokens, one for each column of the step."""
+        return [*[tokens[0]] * (self.width - len(tokens)), *tokens]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +168,7 @@ class SlotCache(Cache):
     """The view of the slot tensors that one step of a transformers model reads and writes."""
 
     def __init__(self, tensors: SlotTensors, step: Step) -> None:
-        targets = {device: _targets(step, device) for device in set(tensors.shape.devices)}
+        targets = {device: _Targets.of(step, device) for device in set(tensors.shape.devices)}
         super().__init__(
             layers=[
                 _SlotLayer(tensors.layers[index], step, targets[device])
@@ -165,11 +181,11 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     is_sliding = False
     is_compileable = False
 
-    def __init__(self, stored: tuple[Tensor, Tensor], step: Step, targets: tuple[Tensor, Tensor]) -> None:
+    def __init__(self, stored: tuple[Tensor, Tensor], step: Step, targets: "_Targets") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._step = step
         self._stored_keys, self._stored_values = stored
-        self._rows, self._positions = targets
+        self._targets = targets
         self.is_initialized = True
 
     def lazy_initialization(self, *states: Tensor) -> None:
@@ -179,17 +195,11 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Write the step's keys and values `(rows, heads, tokens, head_dim)`; return all that the step may look at."""
-        step = self._step
-        if isinstance(step, Chunk):
-            span = slice(step.start, step.end)
-            self._stored_keys[step.row, :, span] = key_states[0]
-            self._stored_values[step.row, :, span] = value_states[0]
-            view = slice(step.row, step.row + 1)
-        else:
-            self._stored_keys[self._rows, :, self._positions] = key_states[:, :, 0]
-            self._stored_values[self._rows, :, self._positions] = value_states[:, :, 0]
-            view = slice(0, len(step.positions))
-        return self._stored_keys[view, :, : step.kv_tokens], self._stored_values[view, :, : step.kv_tokens]
+        step, targets = self._step, self._targets
+        for stored, states in ((self._stored_keys, key_states), (self._stored_values, value_states)):
+            stored[targets.rows, :, targets.positions] = states[targets.step_rows, :, targets.columns]
+        reach = step.kv_tokens
+        return self._stored_keys[targets.view, :, :reach], self._stored_values[targets.view, :, :reach]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self._step.kv_tokens, 0
@@ -201,16 +211,45 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return self._stored_keys.shape[2]
 
 
-def _targets(step: Step, device: torch.device) -> tuple[Tensor, Tensor]:
-    positions = step.positions if isinstance(step, DecodeStep) else ()
-    return torch.arange(len(positions), device=device), torch.tensor(positions, dtype=torch.long, device=device)
+Index = Tensor | slice | int
+
+
+@dataclass(frozen=True, slots=True)
+class _Targets:
+    """Where a step's keys and values go: what stands in rows `step_rows` and columns `columns` of the step goes to rows
+    `rows` and places `positions` of the cache. `view` are the rows of the cache that the step reads."""
+
+    rows: Index
+    positions: Index
+    step_rows: Index
+    columns: Index
+    view: slice
+
+    @classmethod
+    def of(cls, step: Step, device: torch.device) -> "_Targets":
+        if isinstance(step, DecodeStep):
+            count = len(step.positions)
+            positions = torch.tensor(step.positions, device=device)
+            return cls(torch.arange(count, device=device), positions, slice(None), 0, slice(0, count))
+        view = slice(step.first, step.first + len(step.starts))
+        if len(step.starts) == 1:
+            return cls(step.first, slice(step.starts[0], step.ends[0]), 0, slice(None), view)
+        kept = [
+            (step.first + row, place, row, step.width - end + place)
+            for row, (start, end) in enumerate(zip(step.starts, step.ends, strict=True))
+            for place in range(start, end)
+        ]
+        rows, positions, step_rows, columns = torch.tensor(kept).T.to(device)
+        return cls(rows, positions, step_rows, columns, view)
 
 
 def position_ids(step: Step, device: torch.device) -> Tensor:
     """Positions `(rows, tokens)` of the step's tokens."""
-    if isinstance(step, Chunk):
-        return torch.arange(step.start, step.end, device=device)[None]
-    return torch.tensor(step.positions, device=device)[:, None]
+    if isinstance(step, DecodeStep):
+        return torch.tensor(step.positions, device=device)[:, None]
+    starts, ends = torch.tensor(step.starts, device=device), torch.tensor(step.ends, device=device)
+    columns = torch.arange(-step.width, 0, device=device)
+    return (ends[:, None] + columns).clamp_(min=starts[:, None])
 
 
 def attention_mask(step: Step, shape: CacheShape, implementation: str, device: torch.device) -> Tensor:

@@ -1,7 +1,7 @@
 """Which running request has which row, and how much memory the rows and the parked prefixes may take together.
 
-Decoding requests hold the first rows, so that a decode step reads them without copying; the one whose prompt is being
-read, if there is one, has the row behind them. When one leaves, another moves into its row.
+Decoding requests hold the first rows, so that a decode step reads them without copying; those whose prompts are being
+read have the rows behind them, so that one forward reads them all. When one leaves, another moves into its row.
 """
 
 from idefics_chat.inference.family import Family
@@ -18,50 +18,67 @@ class SlotRows:
 
     def __init__(self, family: Family, max_rows: int, max_tokens: int, budget_bytes: int, host_bytes: int) -> None:
         self._family = family
-        self._max_rows = max_rows
+        self.max_rows = max_rows
         self._max_tokens = max_tokens
         self._budget_bytes = budget_bytes
         self.tensors = SlotTensors(family.cache_shape)
         self.parked = PrefixStore(budget_bytes, host_bytes)
         self.decoding: list[Branch] = []
-        self.reading: Job | None = None
+        self.reading: list[Job] = []
 
     @property
     def running(self) -> list[Job]:
         """All jobs that hold a row, in the order of their first rows."""
-        jobs = [branch.job for branch in self.decoding]
-        return list(dict.fromkeys([*jobs, *([] if self.reading is None else [self.reading])]))
+        return list(dict.fromkeys([*(branch.job for branch in self.decoding), *self.reading]))
+
+    @property
+    def reserved(self) -> int:
+        """Rows that are in use or will be: a job takes one while it is read, and then one for each of its sequences."""
+        return len(self.decoding) + sum(job.width for job in self.reading)
 
     def admit(self, job: Job) -> bool:
         """Give a job the row behind all others, with whatever prefix of its prompt was parked, and keep as many rows
-        as it is wide free for it; False if there is no room for it now. No job may be being read."""
-        assert self.reading is None
-        row = len(self.decoding)
-        if row + job.width > self._max_rows or not self._make_room(row + job.width, job.needed_tokens):
+        as it is wide free for it; False if there is no room for it now."""
+        rows = self.reserved + job.width
+        if rows > self.max_rows or not self._make_room(rows, job.needed_tokens):
             return False
         lead = job.lead
-        lead.row, lead.filled = row, 0
-        self.reading = job
+        lead.row, lead.filled = len(self.decoding) + len(self.reading), 0
+        self.reading.append(job)
         prefix, common = (None, 0) if job.group is None else self.parked.find(job.group, lead.keys)
         lead.filled = job.cached_tokens = min(common, job.reusable_tokens)
         if prefix is not None and lead.filled:
-            self.tensors.fill(row, prefix.key_values, lead.filled)
+            self.tensors.fill(lead.row, prefix.key_values, lead.filled)
         return True
 
-    def cached_tokens(self, job: Job) -> int:
-        """How many tokens of a job's prompt are parked; nothing is changed by asking."""
-        return 0 if job.group is None else self.parked.longest(job.group, job.lead.keys)[1]
+    def start_of(self, job: Job) -> int:
+        """How many tokens of a job's prompt need not be read: those in its row, or those that are parked for one that
+        has none. Nothing is changed by asking."""
+        if job.lead.row >= 0:
+            return job.lead.filled
+        common = 0 if job.group is None else self.parked.longest(job.group, job.lead.keys)[1]
+        return min(common, job.reusable_tokens)
 
-    def begin_decoding(self) -> None:
-        """The job whose prompt was being read decodes from now on: in the same row, and in copies of it behind it."""
-        assert self.reading is not None
-        job, self.reading = self.reading, None
-        for row, branch in enumerate(job.branches, job.lead.row):
-            if branch is not job.lead:
-                self.tensors.move(job.lead.row, row, job.lead.filled)
-                self._family.move_row(job.lead.row, row)
-            branch.row, branch.filled = row, job.lead.filled
+    def begin_decoding(self, job: Job) -> None:
+        """A job whose prompt was being read decodes from now on, in the first rows behind those that do; each of its
+        sequences begins with a copy of what was read. Others that are being read move out of these rows."""
+        source, filled, first = job.lead.row, job.lead.filled, len(self.decoding)
+        self.reading.remove(job)
+        behind = first + job.width
+        pairs = [(row, source) for row in range(first, behind) if row != source]
+        taken = {other.lead.row for other in self.reading}
+        free = (row for row in range(behind, behind + len(taken)) if row not in taken)
+        for other in self.reading:
+            if other.lead.row < behind:
+                row = next(free)
+                pairs.append((row, other.lead.row))
+                other.lead.row = row
+        if pairs:
+            self.tensors.rearrange(pairs, 0, max(filled, *(other.lead.filled for other in (job, *self.reading))))
+        for row, branch in enumerate(job.branches, first):
+            branch.row, branch.filled = row, filled
         self.decoding += job.branches
+        self.reading.sort(key=lambda other: other.lead.row)
 
     def reorder(self, job: Job, sources: list[int]) -> None:
         """Each branch goes on from what stands in the row of branch `sources[i]`; what stands behind the prompt is
@@ -78,9 +95,11 @@ class SlotRows:
         for branch in sorted(job.branches, key=lambda branch: -branch.row):
             if branch.row >= 0:
                 if not park:
-                    self.tensors.wipe(branch.row)
+                    self.tensors.wipe(branch.row, branch.row + 1)
                 self.leave_row(branch, park=branch is kept)
-        self.reading = None if self.reading is job else self.reading
+        if not park:
+            # The rows that are free now may hold a copy of it, where it had moved before it was looked at.
+            self.tensors.wipe(len(self.decoding) + len(self.reading))
 
     def leave_row(self, branch: Branch, park: bool) -> None:
         """Take the row of one branch away; its cache is parked for its group if that is wanted."""
@@ -88,28 +107,34 @@ class SlotRows:
         if park and job.group is not None and branch.filled:
             kept = self.tensors.export(branch.row, branch.filled)
             self.parked.park(job.group, Prefix(branch.keys[: branch.filled], kept))
-        if job is not self.reading:
-            self._close_gap(branch)
+        self._close_gap(branch)
         branch.row = -1
 
     def check(self) -> None:
         """Raise AssertionError where rows or bytes do not add up."""
         assert [branch.row for branch in self.decoding] == list(range(len(self.decoding)))
-        reserved = 0 if self.reading is None else self.reading.width
-        assert self.reading is None or self.reading.lead.row == len(self.decoding)
-        assert len(self.decoding) + reserved <= self.tensors.rows <= self._max_rows
+        behind = range(len(self.decoding), len(self.decoding) + len(self.reading))
+        assert [job.lead.row for job in self.reading] == list(behind)
+        assert self.reserved <= self.tensors.rows <= self.max_rows or not self.running
         assert all(job.needed_tokens <= self.tensors.tokens for job in self.running)
         assert self.tensors.used_bytes + self.parked.device_bytes <= self._budget_bytes
         self.parked.check()
 
     def _close_gap(self, branch: Branch) -> None:
-        """The last decoding branch moves into the row that is free, and the job being read behind it."""
-        last = self.decoding.pop()
-        if last is not branch:
-            self.decoding[branch.row] = last
-            self._move(last, branch.row)
-        if self.reading is not None:
-            self._move(self.reading.lead, len(self.decoding))
+        """The last decoding sequence moves into a row that falls free among those, and the last job that is being read
+        into the row that is free then."""
+        gap = branch.row
+        if branch.job in self.reading:
+            self.reading.remove(branch.job)
+        else:
+            last = self.decoding.pop()
+            if last is not branch:
+                self.decoding[gap] = last
+                self._move(last, gap)
+            gap = len(self.decoding)
+        if self.reading and self.reading[-1].lead.row > gap:
+            self._move(self.reading[-1].lead, gap)
+            self.reading.sort(key=lambda job: job.lead.row)
 
     def _move(self, branch: Branch, row: int) -> None:
         if branch.row != row:
@@ -123,7 +148,7 @@ class SlotRows:
             if (need := self.tensors.bytes_of(*shape)) <= self._budget_bytes:
                 if shape != (self.tensors.rows, self.tensors.tokens):
                     self.parked.set_device_budget(self._budget_bytes - need)
-                    self.tensors.resize(*shape, keep=len(self.decoding))
+                    self.tensors.resize(*shape, keep=len(self.decoding) + len(self.reading))
                     self._family.reserve_rows(shape[0])
                 return True
         return False
@@ -131,13 +156,13 @@ class SlotRows:
     def _shapes(self, rows: int, tokens: int) -> list[tuple[int, int]]:
         """Shapes that would do: the largest of all where that leaves half of the budget to parked prefixes, so that
         nothing is ever moved; else the present one, one with room to grow, or exactly what is needed."""
-        largest = (self._max_rows, self._max_tokens)
+        largest = (self.max_rows, self._max_tokens)
         if 2 * self.tensors.bytes_of(*largest) <= self._budget_bytes:
             return [largest]
-        tokens = max([tokens, *(branch.job.needed_tokens for branch in self.decoding)])
+        tokens = max([tokens, *(job.needed_tokens for job in self.running)])
         roomy = min(self._max_tokens, -(-tokens // TOKEN_STEP) * TOKEN_STEP)
-        fitting = [(min(self._max_rows, 1 << (rows - 1).bit_length()), roomy), (rows, tokens)]
+        fitting = [(min(self.max_rows, 1 << (rows - 1).bit_length()), roomy), (rows, tokens)]
         present = (self.tensors.rows, self.tensors.tokens)
         # Rows left wide by a long prompt are given back once nothing runs in them.
-        keeps = present[0] >= rows and present[1] >= tokens and (self.decoding or present[1] <= 2 * roomy)
+        keeps = present[0] >= rows and present[1] >= tokens and (self.running or present[1] <= 2 * roomy)
         return [present, *fitting] if keeps else fitting

@@ -177,13 +177,13 @@ def test_a_request_that_is_cancelled_or_late_frees_all_its_rows_within_one_step(
     scheduler.submit(waiting)
     for _ in range(4):
         scheduler.step()
-    assert (len(scheduler._rows.decoding), scheduler.waiting) == (3, 1)
+    assert (len(scheduler.rows.decoding), scheduler.waiting) == (3, 1)
     if late:
         now[0] = 5.0
     else:
         job.sink.is_cancelled = True
     scheduler.step()
-    assert [branch.job for branch in scheduler._rows.decoding] == [waiting]
+    assert [branch.job for branch in scheduler.rows.decoding] == [waiting]
     assert [result.finish_reason for result in job.sink.results] == ["cancelled"]
     assert all(choice.token_ids for choice in job.sink.results[0].choices)
 
@@ -200,7 +200,7 @@ def test_a_failure_in_one_sequence_ends_its_request_and_no_other(
 
     def poisoned(family: Any, ids: Any, slots: Any, step: Any) -> Any:
         logits = right(family, ids, slots, step)
-        for row, branch in enumerate(scheduler._rows.decoding):
+        for row, branch in enumerate(scheduler.rows.decoding):
             if branch is jobs[1].branches[2]:
                 logits[row] = torch.nan
                 slots.layers[0][1][row] = torch.nan

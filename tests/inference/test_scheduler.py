@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from idefics_chat.inference.family import EncodedImage, PreparedImage
 from idefics_chat.inference.feature_files import FeatureFiles, FeatureStore, StoredFeatures
+from idefics_chat.inference.image_encoding import ImageEncoding
 from idefics_chat.inference.kv_slots import Chunk, DecodeStep, attention_mask, position_ids
 from idefics_chat.inference.scheduler import Scheduler, SchedulerLimits
 
@@ -297,15 +298,15 @@ def test_a_prefix_compared_by_ids_alone_is_caught(kit: Any, monkeypatch: pytest.
 
 def test_the_features_of_the_wrong_image_are_caught(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = {DIGESTS[0]: DIGESTS[1], DIGESTS[1]: DIGESTS[0]}
-    right = Scheduler._encode_images
+    right = ImageEncoding.encode
 
-    def swapped(scheduler: Scheduler, job: Any, digests: set[str]) -> bool:
+    def swapped(encoding: ImageEncoding, job: Any, digests: set[str]) -> bool:
         job.images = {digest: kit.images[wrong.get(digest, digest)] for digest in job.images}
-        while right(scheduler, job, digests):
+        while right(encoding, job, digests):
             pass
         return False
 
-    monkeypatch.setattr(Scheduler, "_encode_images", swapped)
+    monkeypatch.setattr(ImageEncoding, "encode", swapped)
     with pytest.raises(AssertionError):
         explore(kit, 400)
 

@@ -57,7 +57,7 @@ def test_a_failure_while_a_prompt_is_read_ends_that_request_only(
     right = type(kit.family).prefill
 
     def failing(family: Any, ids: Any, *rest: Any) -> Any:
-        if list(ids) == bad.lead.ids[: len(ids)]:
+        if any(row == bad.lead.ids[: len(row)] for row in ids):
             raise RuntimeError("no such luck")
         return right(family, ids, *rest)
 
@@ -91,7 +91,7 @@ def test_numbers_that_are_not_finite_end_one_request_and_reach_no_other(
 
     def poisoned(family: Any, ids: Any, slots: Any, step: Any) -> Any:
         logits = right(family, ids, slots, step)
-        for row, branch in enumerate(scheduler._rows.decoding):
+        for row, branch in enumerate(scheduler.rows.decoding):
             if branch.job is jobs[1]:
                 logits[row] = torch.nan
                 slots.layers[0][1][row] = torch.nan
@@ -112,7 +112,7 @@ def test_out_of_memory_drops_what_is_kept_for_later_and_goes_on(
 ) -> None:
     first = submitted(kit, scheduler, 1)
     finish(scheduler)
-    assert len(scheduler._rows.parked) == 1
+    assert len(scheduler.rows.parked) == 1
     right, failures = type(kit.family).decode, [torch.OutOfMemoryError("too much")]
 
     def tight(*arguments: Any) -> Any:
