@@ -7,6 +7,7 @@ import torch
 import transformers
 
 from idefics_chat.inference.loader import LoadedModel
+from idefics_chat.inference.packed_linear import PackedLinear
 
 SAMPLED = 64
 """Elements of each parameter that go into a fingerprint, first and last included. Training moves all elements of what
@@ -25,6 +26,7 @@ def features_fingerprint(loaded: LoadedModel) -> str:
         loaded.device.type,
         str(model.dtype),
         str(model.config._attn_implementation),
+        str(sum(isinstance(module, PackedLinear) for module in model.modules())),
         repr(sorted(config.items(), key=lambda item: item[0])),
         repr(sorted(loaded.image_processor.to_dict().items(), key=lambda item: item[0])),
     ]

@@ -60,22 +60,20 @@ class PromptReading:
         self._pace = pace
 
     def step(self) -> None:
-        """Read as much of the prompts as the pace allows in one step."""
+        """Read as much of the prompts in one forward as the pace allows. Where images have to be encoded first, only
+        that is done: it takes long, and others may be waiting for their next token."""
         jobs = self._jobs
         decoding = len(jobs.rows.decoding)
         joining = max(0, min(jobs.rows.max_rows - decoding, len(jobs.waiting) + len(jobs.rows.reading)))
-        left = self._pace.prefill_tokens(decoding, joining)
-        while left > 0:
-            self._admit(left)
-            if not jobs.rows.reading:
-                return
-            started = jobs.clock()
-            read = self._read(left)
-            seconds = jobs.clock() - started
-            self._pace.prefilled(read, seconds)
-            jobs.counters.prefill_seconds += seconds
-            # Images were encoded: that takes long, and others may be waiting for their next token.
-            left -= left if read == 0 and jobs.rows.decoding else read
+        limit = self._pace.prefill_tokens(decoding, joining)
+        self._admit(limit)
+        if not jobs.rows.reading:
+            return
+        started = jobs.clock()
+        read = self._read(limit)
+        seconds = jobs.clock() - started
+        self._pace.prefilled(read, seconds)
+        jobs.counters.prefill_seconds += seconds
 
     def _admit(self, limit: int) -> None:
         """Give rows to those at the head of the queue that can be read together with what is being read."""

@@ -35,7 +35,7 @@ class SchedulerLimits:
     kv_bytes: int = 4 * 1024**3
     host_bytes: int = 4 * 1024**3
     feature_bytes: int = 512 * 1024**2
-    prefill_tokens: int = 512
+    prefill_tokens: int = 1024
 
 
 class Scheduler:
