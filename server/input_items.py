@@ -55,13 +55,19 @@ def read_input(value: str | list[InputItem] | None, frames: Sequence[bytes]) -> 
 
 def read_items(items: Sequence[InputItem], name: str, frames: Sequence[bytes] = ()) -> tuple[InputMessage, ...]:
     """The messages of the items that stood under `name`, at least one. Raises ApiError."""
-    messages = tuple(_read_message(item, f"{name}[{index}]", frames) for index, item in enumerate(items))
-    if not messages or any(message.empty for message in messages):
-        raise ApiError("empty_input", "This message says nothing; send text or an image.", name)
+    messages = tuple(read_message(item, f"{name}[{index}]", frames) for index, item in enumerate(items))
+    require_words(messages, name)
     return messages
 
 
-def _read_message(item: InputItem, param: str, frames: Sequence[bytes]) -> InputMessage:
+def require_words(messages: Sequence[InputMessage], name: str) -> None:
+    """Raises ApiError `empty_input` where there is no message, or one that says nothing."""
+    if not messages or any(message.empty for message in messages):
+        raise ApiError("empty_input", "This message says nothing; send text or an image.", name)
+
+
+def read_message(item: InputItem, param: str, frames: Sequence[bytes] = ()) -> InputMessage:
+    """The message of the item that stood at `param`. Raises ApiError."""
     if item.type != "message":
         message = f"Input items of type {item.type[:80]!r} are not taken; send messages."
         raise ApiError("unsupported_value", message, f"{param}.type")

@@ -12,7 +12,7 @@ from pydantic import Field
 from idefics_chat.server.client_json import WireModel, validate
 from idefics_chat.server.conversation_objects import Metadata
 from idefics_chat.server.errors import ApiError
-from idefics_chat.server.input_items import InputItem, read_items
+from idefics_chat.server.input_items import InputItem, read_items, read_message
 from idefics_chat.server.turns import InputMessage
 
 MaxTokens = Annotated[int, Field(ge=1)] | Literal["inf"]
@@ -21,7 +21,8 @@ ItemId = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class RealtimeItem(InputItem):
-    """A message; `id` is the client's own name for it, on its own connection."""
+    """A message; `id` is the client's own name for it, on its own connection. In a response's input also, by type
+    `item_reference`, the id of an item of the conversation."""
 
     id: ItemId | None = None
 
@@ -115,6 +116,14 @@ class DeleteItem:
 
 
 @dataclass(frozen=True, slots=True)
+class ItemReference:
+    """An item of the conversation in a response's input; `param` says where it stood there."""
+
+    item_id: str
+    param: str
+
+
+@dataclass(frozen=True, slots=True)
 class CreateResponse:
     """Answer. `input` None: what was said in the conversation."""
 
@@ -122,7 +131,7 @@ class CreateResponse:
     instructions: str | None
     max_output_tokens: int | Literal["inf"] | None
     metadata: dict[str, str]
-    input: tuple[InputMessage, ...] | None
+    input: tuple[InputMessage | ItemReference, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +180,18 @@ def _response(fields: ResponseFields) -> CreateResponse:
     if fields.input is not None and not out_of_band:
         message = "input stands beside the conversation; set conversation to none, or create items instead."
         raise ApiError("unsupported_value", message, "response.input")
-    said = None if fields.input is None else read_items(fields.input, "response.input")
+    said = None
+    if fields.input is not None:
+        said = tuple(_read_input(item, f"response.input[{index}]") for index, item in enumerate(fields.input))
     return CreateResponse(out_of_band, fields.instructions, fields.max_output_tokens, dict(fields.metadata or {}), said)
+
+
+def _read_input(item: RealtimeItem, param: str) -> InputMessage | ItemReference:
+    if item.type != "item_reference":
+        return read_message(item, param)
+    if item.id is None:
+        raise ApiError("missing_required_parameter", f"{param}.id is missing; name an item.", f"{param}.id")
+    return ItemReference(item.id, f"{param}.id")
 
 
 def _unknown(kind: str) -> ApiError:

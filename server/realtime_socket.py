@@ -8,12 +8,13 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, Literal
 
 from idefics_chat.conversation.messages import Message
 from idefics_chat.server.chat import ChatService
 from idefics_chat.server.errors import ApiError, as_api_error
+from idefics_chat.server.input_items import require_words
 from idefics_chat.server.item_objects import data_url
 from idefics_chat.server.json_text import compact
 from idefics_chat.server.realtime_events import RealtimeResponse, error_event, realtime_item, session_object
@@ -22,6 +23,7 @@ from idefics_chat.server.realtime_request import (
     CreateItem,
     CreateResponse,
     DeleteItem,
+    ItemReference,
     RealtimeCommand,
     RetrieveItem,
     UpdateSession,
@@ -37,7 +39,8 @@ from idefics_chat.server.socket_frames import (
     is_long,
     parse_frame,
 )
-from idefics_chat.server.turns import Turn
+from idefics_chat.server.turns import InputMessage, Turn
+from idefics_chat.server.uploads import said_again
 from idefics_chat.storage.errors import ItemNotFound
 from idefics_chat.storage.store import Store
 
@@ -199,7 +202,7 @@ class RealtimeSocket:
         max_output_tokens = command.max_output_tokens or self._max_output_tokens
         alone = command.input is not None
         turn = Turn(
-            input=command.input or (),
+            input=() if command.input is None else await self._input(command.input),
             conversation_id=None if alone else await self._conversation(),
             instructions=command.instructions or self._instructions or None,
             max_output_tokens=None if max_output_tokens == "inf" else max_output_tokens,
@@ -217,6 +220,15 @@ class RealtimeSocket:
             previous = self._name_of(row.parent_id)
         told = RealtimeResponse(previous, command.metadata, out_of_band=command.out_of_band)
         self._spawn(self._stream(log, told))
+
+    async def _input(self, given: Sequence[InputMessage | ItemReference]) -> tuple[InputMessage, ...]:
+        """What is to be answered out of band, with the items that it refers to. Raises ApiError, ItemNotFound."""
+        messages = [
+            said_again(await self._item(one.item_id), one.param) if isinstance(one, ItemReference) else one
+            for one in given
+        ]
+        require_words(messages, "response.input")
+        return tuple(messages)
 
     async def _stream(self, log: ResponseLog, told: RealtimeResponse) -> None:
         with contextlib.suppress(ClientGone), log.read() as events:

@@ -7,7 +7,9 @@ owners who have it.
 from collections.abc import Callable
 from typing import Any
 
+from idefics_chat.conversation.messages import Message, TextPart
 from idefics_chat.server.image_intake import ImageIntake
+from idefics_chat.server.turns import InputMessage, UploadedImage
 from idefics_chat.storage.errors import StoredFileNotFound
 from idefics_chat.storage.store import Store
 from idefics_chat.storage.values import NewFile, StoredFile, StoredImage
@@ -18,6 +20,15 @@ IMAGE_PREFIX = "img_"
 def image_file_id(digest: str) -> str:
     """The id of an image that a message shows."""
     return IMAGE_PREFIX + digest
+
+
+def said_again(message: Message, param: str) -> InputMessage:
+    """A stored message as input, its images by their ids; `param` is where the request refers to it."""
+    parts = (
+        part.text if isinstance(part, TextPart) else UploadedImage(image_file_id(part.digest), param)
+        for part in message.parts
+    )
+    return InputMessage(message.role, tuple(parts))
 
 
 async def find_image(store: Store, owner_id: str, file_id: str) -> str:

@@ -184,6 +184,37 @@ async def test_an_answer_out_of_band_is_in_no_conversation(world: World) -> None
         assert texts(path) == [("user", "Hi"), ("assistant", "Hello")]
 
 
+async def test_an_answer_out_of_band_can_refer_to_items_of_the_conversation(world: World, png: bytes) -> None:
+    async with connected(world) as line:
+        line.add(picture(png), text("Look"), item={"id": "mine"})
+        line.add(text("And not at this"))
+        await line.until("conversation.item.done")
+        added = (await line.until("conversation.item.done"))["item"]
+
+        def ask_about(*items: Json) -> None:
+            line.say("response.create", response={"conversation": "none", "input": list(items)})
+
+        ask_about({"type": "item_reference", "id": "mine"}, {"role": "user", "content": [text("Name it")]})
+        await answer(world, 0, "A dog")
+        assert (await line.until("response.done"))["response"]["status"] == "completed"
+        request = world.engine.asked[0].request
+        prompt = "".join(getattr(run, "text", "") for run in request.prompt.runs)
+        assert ("Look" in prompt, "Name it" in prompt, "not at this" in prompt) == (True, True, False)
+        assert [await request.load_image(digest) for digest in request.prompt.digests] == [png]
+        ask_about({"type": "item_reference", "id": added["id"]})
+        await answer(world, 1, "Why")
+        assert (await line.until("response.done"))["response"]["status"] == "completed"
+        stranger = (await ask(world, say("Elsewhere"), "Hello"))["output"][0]["id"]
+        for items, code in (
+            ([{"type": "item_reference", "id": stranger}], "item_not_found"),
+            ([{"type": "item_reference", "id": "msg_none"}], "item_not_found"),
+            ([{"type": "item_reference"}], "missing_required_parameter"),
+            ([], "empty_input"),
+        ):
+            ask_about(*items)
+            assert (await line.refused())["code"] == code, items
+
+
 async def test_items_are_shown_and_removed_by_the_client_s_own_names(world: World, png: bytes) -> None:
     async with connected(world) as line:
         line.add(text("One"), item={"id": "mine"}, previous_item_id="root")
