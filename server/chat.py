@@ -65,7 +65,7 @@ class ChatService:
         self.uploads = Uploads(store, preparation.images, clock=clock, make_id=make_id)
         """Images kept by themselves."""
 
-        self.tasks = TaskService(engine, preparation, clock=clock, make_id=make_id)
+        self.tasks = TaskService(store, engine, preparation, make_id=make_id)
         """What the model does besides talking."""
 
         self._repeats = KeyedLocks()
@@ -95,6 +95,7 @@ class ChatService:
 
     async def __aenter__(self) -> Self:
         await recover_all(self._store, self._clock())
+        await self.tasks.start()
         await self._tasks.__aenter__()
         return self
 

@@ -56,6 +56,7 @@ CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
         "invalid_archive": (400, INVALID),
         "key_not_found": (404, MISSING),
         "quota_exceeded": (429, LIMIT),
+        "too_many_batches": (429, LIMIT),
         "rate_limit_exceeded": (429, LIMIT),
         "server_error": (500, FAULT),
         "server_busy": (503, FAULT),

@@ -1,11 +1,12 @@
-"""What the server does for the store in the background: removes event logs after their retention time and files past
-their time, and purges what was deleted longer ago than it can be taken back."""
+"""What the server does for the store in the background: removes event logs after their retention time, files past
+their time and old batches of tasks, and purges what was deleted longer ago than it can be taken back."""
 
 import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from idefics_chat.server.task_batches import KEPT_S
 from idefics_chat.storage.errors import StorageError
 from idefics_chat.storage.store import Store
 
@@ -36,13 +37,15 @@ async def keep_house(
 
 async def clean(store: Store, retention: Retention, now_s: float) -> None:
     """Remove once what is past its time."""
+    batches = await store.remove_old_batches(now_s - KEPT_S)
     logs = await store.remove_old_logs(now_s - retention.event_logs_s)
     purged = await store.purge_deleted(now_s - retention.deleted_s)
     files = await store.remove_expired_files(now_s)
-    if logs or purged.conversations or files:
+    if logs or purged.conversations or files or batches:
         _log.info(
-            "removed the event logs of %d answers and %d expired files, purged %d conversations",
+            "removed the event logs of %d answers, %d expired files and %d old batches, purged %d conversations",
             logs,
             files,
+            batches,
             purged.conversations,
         )

@@ -25,7 +25,7 @@ from idefics_chat.server.asker import ASKER
 from idefics_chat.server.errors import ApiError, as_api_error
 from idefics_chat.storage.errors import StorageError
 
-IN_VAIN = {"idempotency_key_reused", "response_not_active", "already_exists", "quota_exceeded"}
+IN_VAIN = {"idempotency_key_reused", "response_not_active", "already_exists", "quota_exceeded", "too_many_batches"}
 """Codes of a status on which clients try again, though the same request will meet the same answer."""
 
 _log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from idefics_chat.server.http_access import Admitted, JsonBody, translate
 from idefics_chat.server.http_tasks import ERRORS, body_of
 from idefics_chat.server.json_text import compact
 from idefics_chat.server.sse import DONE, data_frame, streaming
-from idefics_chat.server.task_batches import MAX_TASKS
-from idefics_chat.server.task_objects import BatchEntries, BatchEntry, BatchList, BatchObject, ErrorObject
+from idefics_chat.server.task_batches import MAX_TASKS, Batches
+from idefics_chat.server.task_objects import BatchEntries, BatchList, BatchObject, ErrorObject
 from idefics_chat.server.task_requests import TaskCreate, read_task
 
 router = APIRouter(prefix="/v1/tasks/batches", tags=["tasks"])
@@ -42,21 +42,21 @@ class _Named(WireModel):
 
 @router.post("", status_code=202, response_model=BatchObject, responses=ERRORS, openapi_extra=body_of(BatchCreate))
 async def create_batch(request: Request, caller: Admitted, body: JsonBody) -> BatchObject:
-    """Begin a batch. It runs to its end whether or not the client stays."""
+    """Begin a batch. It runs to its end whether or not the client stays, and goes on after the server was down."""
     tasks = await translate(request, _read_tasks, body)
-    return caller.chat.tasks.batches.create(caller.owner_id, tasks).object()
+    return await caller.chat.tasks.batches.create(caller.owner_id, tasks)
 
 
 @router.get("", response_model=BatchList, responses=ERRORS)
 async def list_batches(caller: Admitted) -> BatchList:
-    """The caller's batches: those that run, and those that were done in the last hour."""
-    return BatchList(data=[batch.object() for batch in caller.chat.tasks.batches.all_of(caller.owner_id)])
+    """The caller's batches: those that run, and those that have ended in the last seven days (at most 32)."""
+    return BatchList(data=await caller.chat.tasks.batches.all_of(caller.owner_id))
 
 
 @router.get("/{batch_id}", response_model=BatchObject, responses=ERRORS | MISSING)
 async def retrieve_batch(batch_id: str, caller: Admitted) -> BatchObject:
     """How far a batch is."""
-    return caller.chat.tasks.batches.get(caller.owner_id, batch_id).object()
+    return await caller.chat.tasks.batches.get(caller.owner_id, batch_id)
 
 
 @router.get(
@@ -74,14 +74,16 @@ async def batch_results(
 ) -> Any:
     """What is done, in the order in which it was done; `stream=true` goes on to the batch's end."""
     batches = caller.chat.tasks.batches
-    batch = batches.get(caller.owner_id, batch_id)
-    return streaming(_frames(batches.follow(batch, after))) if stream else batch.page(after, limit)
+    if not stream:
+        return await batches.page(caller.owner_id, batch_id, after, limit)
+    await batches.get(caller.owner_id, batch_id)
+    return streaming(_frames(batches, batch_id, after))
 
 
 @router.post("/{batch_id}/cancel", response_model=BatchObject, responses=ERRORS | MISSING)
 async def cancel_batch(batch_id: str, caller: Admitted) -> BatchObject:
     """End a batch; what is done is kept."""
-    return (await caller.chat.tasks.batches.cancel(caller.owner_id, batch_id)).object()
+    return await caller.chat.tasks.batches.cancel(caller.owner_id, batch_id)
 
 
 @router.delete("/{batch_id}", status_code=204, responses=ERRORS | MISSING)
@@ -103,7 +105,9 @@ def _custom_id(value: dict[str, Any], index: int) -> str | None:
         raise ApiError(error.code, f"tasks[{index}].{error.message}", f"tasks[{index}].custom_id") from None
 
 
-async def _frames(entries: AsyncIterator[BatchEntry]) -> AsyncIterator[bytes]:
-    async for entry in entries:
+async def _frames(batches: Batches, batch_id: str, after: int) -> AsyncIterator[bytes]:
+    """The entries as they come. A stream that a stopping server ends has no last frame: the batch has not ended."""
+    async for entry in batches.follow(batch_id, after):
         yield data_frame(compact(entry.model_dump(exclude_none=True)))
-    yield DONE
+    if not batches.stopping:
+        yield DONE

@@ -1,199 +1,251 @@
 """Batches of tasks: jobs that run beside the requests, with progress, results as they come, and a cancel.
 
-They live in this process's memory: a restart ends them, and forgets them and their results. Whoever needs results to
-outlive the server fetches them as they come (`idefics-chat batch --server` does, and asks again for the rest). What one
-owner may have is bounded, and what is done is forgotten after a while.
+They are kept in the database: a batch that a stop or a crash of the server broke off goes on at the next start. A task
+is done once its outcome is committed, so that each gets exactly one, and clients are shown no other.
 """
 
 import asyncio
-import contextlib
+import json
+import logging
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import TypeVar
 
 from idefics_chat.inference.errors import EngineStopped
-from idefics_chat.server.errors import ApiError, as_api_error
+from idefics_chat.server.errors import as_api_error
+from idefics_chat.server.json_text import compact
 from idefics_chat.server.task_objects import (
     BatchCounts,
     BatchEntries,
     BatchEntry,
     BatchObject,
-    BatchStatus,
-    ErrorBody,
     TaskObject,
 )
-from idefics_chat.server.task_requests import TaskCreate
+from idefics_chat.server.task_requests import TaskCreate, read_task
+from idefics_chat.storage.batch_store import BatchStore
+from idefics_chat.storage.errors import DatabaseUnavailable
+from idefics_chat.storage.values import BatchOutcome, BatchTask, StoredBatch
 
 MAX_TASKS = 10_000
 MAX_RUNNING = 4
 MAX_KEPT = 32
-KEPT_S = 3600.0
-"""How long a batch that is done can be asked for, unless `MAX_KEPT` newer ones of its owner push it out."""
+"""Batches of one owner that have ended and can still be asked for; newer ones push them out."""
+
+KEPT_S = 7 * 24 * 3600.0
+"""How long a batch that has ended can be asked for."""
 
 AT_ONCE = 32
 """Tasks of one batch that are prepared beside each other."""
 
+PAGE = 100
+RETRY_S = 1.0
+"""How long to wait before a database that could not be written is tried again."""
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 Run = Callable[[str, TaskCreate], Awaitable[TaskObject]]
 Check = Callable[[TaskCreate, str], object]
 
 
-@dataclass(slots=True, eq=False)
-class Batch:
-    """One batch. `left` is what has not begun; `entries` what is done, in the order in which it was done."""
+class _Running:
+    """A batch under way: what of it is in memory. `news` counts what watchers may want to look at."""
 
-    id: str
-    owner_id: str
-    created_at: float
-    total: int
-    left: dict[int, tuple[str | None, TaskCreate]] = field(repr=False)
-    entries: list[BatchEntry] = field(default_factory=list)
-    status: BatchStatus = "in_progress"
-    finished_at: float | None = None
-    changed: asyncio.Condition = field(default_factory=asyncio.Condition, repr=False)
-    job: asyncio.Task[None] | None = field(default=None, repr=False)
+    def __init__(self, batch: StoredBatch) -> None:
+        self.id = batch.id
+        self.owner_id = batch.owner_id
+        self.next: deque[BatchTask] = deque()
+        self.reached = -1
+        self.reading = asyncio.Lock()
+        self.news = 0
+        self.changed = asyncio.Condition()
+        self.job: asyncio.Task[None] | None = None
 
-    def object(self) -> BatchObject:
-        """The batch as clients see it."""
-        failed = sum(entry.error is not None for entry in self.entries)
-        return BatchObject(
-            id=self.id,
-            status=self.status,
-            created_at=int(self.created_at),
-            finished_at=None if self.finished_at is None else int(self.finished_at),
-            request_counts=BatchCounts(total=self.total, completed=len(self.entries) - failed, failed=failed),
-        )
+    async def tell(self) -> None:
+        """Wake those who watch."""
+        async with self.changed:
+            self.news += 1
+            self.changed.notify_all()
 
-    def page(self, after: int, limit: int) -> BatchEntries:
-        """The entries numbered above `after`, as many as are there."""
-        found = self.entries[after + 1 : after + 1 + limit]
-        return BatchEntries(data=found, has_more=len(self.entries) > after + 1 + limit)
+    async def news_after(self, seen: int) -> None:
+        """Until there are other news than those."""
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.news != seen)
 
 
 class Batches:
     """All owners' batches. `run` runs one task, `check` raises what is wrong with one before any begins."""
 
-    def __init__(self, run: Run, check: Check, *, clock: Callable[[], float], make_id: Callable[[Any], str]) -> None:
+    def __init__(self, store: BatchStore, run: Run, check: Check, *, make_id: Callable[[str], str]) -> None:
+        self._store = store
         self._run = run
         self._check = check
-        self._clock = clock
         self._make_id = make_id
-        self._batches: dict[str, Batch] = {}
-        self._stopping = False
+        self._running: dict[str, _Running] = {}
+        self.stopping = False
+        """Whether the server is going down: batches that have not ended go on when it is back."""
 
-    def create(self, owner_id: str, tasks: Sequence[tuple[str | None, TaskCreate]]) -> Batch:
+    async def start(self) -> None:
+        """Go on with what the last process left."""
+        for batch in await self._store.running_batches():
+            _log.info("a batch goes on: %d of its %d tasks are done", batch.completed + batch.failed, batch.total)
+            self._begin(batch)
+
+    async def create(self, owner_id: str, tasks: Sequence[tuple[str | None, TaskCreate]]) -> BatchObject:
         """Begin a batch of tasks, each with what the client calls it.
 
         Raises:
-            ApiError: `quota_exceeded`, or what is wrong with one of the tasks; nothing was begun.
+            EngineStopped: the server is going down.
+            ApiError: what is wrong with one of the tasks; nothing was begun.
+            TooManyBatches, DatabaseUnavailable
         """
-        if self._stopping:
-            raise as_api_error(EngineStopped())
+        if self.stopping:
+            raise EngineStopped
         for index, (_, create) in enumerate(tasks):
             self._check(create, f"tasks[{index}].")
-        self._forget_old(owner_id)
-        running = [batch for batch in self._of(owner_id) if batch.status == "in_progress"]
-        if len(running) >= MAX_RUNNING:
-            sentence = f"{len(running)} batches of yours are running, as many as may; wait for one, or cancel it."
-            raise ApiError("quota_exceeded", sentence)
-        batch = Batch(self._make_id("batch"), owner_id, self._clock(), len(tasks), dict(enumerate(tasks)))
-        self._batches[batch.id] = batch
-        batch.job = asyncio.create_task(self._work(batch))
-        return batch
+        requests = [(custom_id, create.model_dump_json(exclude_none=True)) for custom_id, create in tasks]
+        batch = await self._store.create_batch(
+            owner_id, requests, id=self._make_id("batch"), most_running=MAX_RUNNING, most_kept=MAX_KEPT
+        )
+        self._begin(batch)
+        return batch_object(batch)
 
-    def get(self, owner_id: str, batch_id: str) -> Batch:
-        """A batch of the owner. Raises ApiError `batch_not_found`."""
-        batch = self._batches.get(batch_id)
-        if batch is None or batch.owner_id != owner_id:
-            sentence = (
-                f"There is no batch {batch_id[:80]!r}; they are forgotten an hour after their end, and by a restart."
-            )
-            raise ApiError("batch_not_found", sentence, "batch_id")
-        return batch
+    async def get(self, owner_id: str, batch_id: str) -> BatchObject:
+        """How far a batch of the owner is. Raises BatchNotFound."""
+        return batch_object(await self._store.batch(owner_id, batch_id))
 
-    def all_of(self, owner_id: str) -> list[Batch]:
+    async def all_of(self, owner_id: str) -> list[BatchObject]:
         """The owner's batches, the newest first."""
-        self._forget_old(owner_id)
-        return self._of(owner_id)[::-1]
+        return [batch_object(batch) for batch in await self._store.batches(owner_id)]
 
-    async def cancel(self, owner_id: str, batch_id: str) -> Batch:
-        """End a batch; what is done is kept. One that has ended stays as it is."""
-        batch = self.get(owner_id, batch_id)
-        await self._end(batch, "cancelled")
-        return batch
+    async def page(self, owner_id: str, batch_id: str, after: int, limit: int) -> BatchEntries:
+        """The entries numbered above `after`, as many as are there. Raises BatchNotFound."""
+        await self._store.batch(owner_id, batch_id)
+        found = await self._store.batch_outcomes(batch_id, after=after, limit=limit + 1)
+        return BatchEntries(data=[batch_entry(outcome) for outcome in found[:limit]], has_more=len(found) > limit)
+
+    async def cancel(self, owner_id: str, batch_id: str) -> BatchObject:
+        """End a batch; what is done is kept. One that has ended stays as it is. Raises BatchNotFound."""
+        await self._halt(owner_id, batch_id)
+        return batch_object(await self._store.cancel_batch(owner_id, batch_id))
 
     async def delete(self, owner_id: str, batch_id: str) -> None:
-        """End a batch and forget it."""
-        batch = await self.cancel(owner_id, batch_id)
-        self._batches.pop(batch.id, None)
+        """End a batch and remove its outcomes. Raises BatchNotFound."""
+        await self._halt(owner_id, batch_id)
+        await self._store.delete_batch(owner_id, batch_id)
 
-    async def follow(self, batch: Batch, after: int = -1) -> AsyncIterator[BatchEntry]:
-        """The entries numbered above `after`: those there are, then those that come, to the batch's end."""
+    async def follow(self, batch_id: str, after: int = -1) -> AsyncIterator[BatchEntry]:
+        """The entries of a batch numbered above `after`: those there are, then those that come, until it is no longer
+        running."""
         while True:
-            for entry in batch.entries[after + 1 :]:
-                after = entry.sequence_number
-                yield entry
-            async with batch.changed:
-                if len(batch.entries) == after + 1:
-                    if batch.status != "in_progress":
-                        return
-                    await batch.changed.wait()
+            running = self._running.get(batch_id)
+            seen = 0 if running is None else running.news
+            found = await self._store.batch_outcomes(batch_id, after=after, limit=PAGE)
+            for outcome in found:
+                after = outcome.sequence_number
+                yield batch_entry(outcome)
+            if found:
+                continue
+            if running is None:
+                return
+            await running.news_after(seen)
 
     async def stop(self) -> None:
-        """End all that runs, and take no more. Idempotent."""
-        self._stopping = True
-        for batch in list(self._batches.values()):
-            await self._end(batch, "interrupted")
+        """Let go of all that runs, and take no more. Idempotent."""
+        self.stopping = True
+        for running in list(self._running.values()):
+            await _cancelled(running)
 
-    async def _work(self, batch: Batch) -> None:
-        """A batch's whole life: never raises but when it is cancelled."""
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(AT_ONCE, batch.total)):
-                group.create_task(self._take_turns(batch))
-        await self._settle(batch, "completed" if len(batch.entries) == batch.total else "interrupted")
+    def _begin(self, batch: StoredBatch) -> None:
+        running = _Running(batch)
+        self._running[batch.id] = running
+        running.job = asyncio.create_task(self._work(running))
 
-    async def _take_turns(self, batch: Batch) -> None:
-        while batch.left:
-            index = next(iter(batch.left))
-            custom_id, create = batch.left.pop(index)
+    async def _halt(self, owner_id: str, batch_id: str) -> None:
+        """Have nothing of a batch running. Raises BatchNotFound."""
+        await self._store.batch(owner_id, batch_id)
+        if (running := self._running.get(batch_id)) is not None:
+            await _cancelled(running)
+
+    async def _work(self, running: _Running) -> None:
+        """A batch's life in this process: never raises but when it is cancelled."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(AT_ONCE):
+                    group.create_task(self._take_turns(running))
+        finally:
+            self._running.pop(running.id, None)
+            await running.tell()
+
+    async def _take_turns(self, running: _Running) -> None:
+        while (task := await self._next_task(running)) is not None:
             try:
-                result, error = await self._run(batch.owner_id, create), None
+                outcome, failed = await self._outcome(running.owner_id, task)
             except EngineStopped:
-                batch.left.clear()
-                return
-            except Exception as failure:  # noqa: BLE001  whatever it is, it is this task's result
-                result, error = None, ErrorBody.model_validate(as_api_error(failure).body())
-            async with batch.changed:
-                batch.entries.append(
-                    BatchEntry(
-                        sequence_number=len(batch.entries),
-                        index=index,
-                        custom_id=custom_id,
-                        result=result,
-                        error=error,
-                    )
+                return  # the task is done when the server is back
+            finish = partial(self._store.finish_batch_task, running.id, task.position, outcome, failed=failed)
+            await _patiently(finish)
+            await running.tell()
+
+    async def _next_task(self, running: _Running) -> BatchTask | None:
+        """The next task of the batch that nobody has taken; None where there is none, or the server stops."""
+        async with running.reading:
+            if not running.next:
+                running.next += await _patiently(
+                    lambda: self._store.batch_tasks_left(running.id, after=running.reached, limit=AT_ONCE)
                 )
-                batch.changed.notify_all()
+            if self.stopping or not running.next:
+                return None
+            task = running.next.popleft()
+            running.reached = task.position
+            return task
 
-    async def _end(self, batch: Batch, status: BatchStatus) -> None:
-        if batch.job is not None and not batch.job.done():
-            batch.job.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await batch.job
-        await self._settle(batch, status)
+    async def _outcome(self, owner_id: str, task: BatchTask) -> tuple[str, bool]:
+        """What came of a task, as JSON, and whether it failed. Raises EngineStopped."""
+        try:
+            create = read_task(json.loads(task.request))
+            result = await _patiently(lambda: self._run(owner_id, create))
+        except EngineStopped:
+            raise
+        except Exception as failure:  # noqa: BLE001  whatever it is, it is this task's outcome
+            return compact({"error": as_api_error(failure).body()}), True
+        return compact({"result": result.model_dump(exclude_none=True)}), False
 
-    async def _settle(self, batch: Batch, status: BatchStatus) -> None:
-        async with batch.changed:
-            batch.left.clear()
-            if batch.status == "in_progress":
-                batch.status, batch.finished_at = status, self._clock()
-            batch.changed.notify_all()
 
-    def _of(self, owner_id: str) -> list[Batch]:
-        return [batch for batch in self._batches.values() if batch.owner_id == owner_id]
+def batch_object(batch: StoredBatch) -> BatchObject:
+    """A batch as clients see it."""
+    return BatchObject(
+        id=batch.id,
+        status=batch.status,
+        created_at=int(batch.created_at),
+        finished_at=None if batch.finished_at is None else int(batch.finished_at),
+        request_counts=BatchCounts(total=batch.total, completed=batch.completed, failed=batch.failed),
+    )
 
-    def _forget_old(self, owner_id: str) -> None:
-        done = [batch for batch in self._batches.values() if batch.finished_at is not None]
-        own = [batch for batch in done if batch.owner_id == owner_id]
-        old = [batch for batch in done if self._clock() - (batch.finished_at or 0.0) > KEPT_S]
-        for batch in [*old, *own[: max(0, len(own) - MAX_KEPT)]]:
-            self._batches.pop(batch.id, None)
+
+def batch_entry(outcome: BatchOutcome) -> BatchEntry:
+    """An outcome as clients see it."""
+    return BatchEntry(
+        sequence_number=outcome.sequence_number,
+        index=outcome.position,
+        custom_id=outcome.custom_id,
+        **json.loads(outcome.outcome),
+    )
+
+
+async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
+    """What a call gives, tried again for as long as the database cannot be used (a full disk, say)."""
+    while True:
+        try:
+            return await call()
+        except DatabaseUnavailable as error:
+            _log.warning("a batch waits for the database: %s", error)
+            await asyncio.sleep(RETRY_S)
+
+
+async def _cancelled(running: _Running) -> None:
+    """End a batch's work, whatever it is at."""
+    if running.job is not None:
+        running.job.cancel()
+        await asyncio.wait([running.job])

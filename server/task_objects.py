@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 from idefics_chat.conversation.tasks import TaskName
 from idefics_chat.inference.requests import FinishReason, Usage
 from idefics_chat.inference.task_runner import TaskResult
+from idefics_chat.storage.values import BatchStatus
 
 
 class TaskUsage(BaseModel):
@@ -55,10 +56,6 @@ class BatchCounts(BaseModel):
     total: int
     completed: int
     failed: int
-
-
-BatchStatus = Literal["in_progress", "completed", "cancelled", "interrupted"]
-"""interrupted: the server went down before it was done."""
 
 
 class BatchObject(BaseModel):

@@ -1,7 +1,7 @@
 """Runs tasks for the owners of the server: one for a request, many for a batch.
 
-A task's images come in as a turn's do, by the same intake, checks and limits. Nothing of a task is stored: what is to
-be kept is a conversation.
+A task's images come in as a turn's do, by the same intake, checks and limits. Of a single task nothing is stored: what
+is to be kept is a conversation. Batches are stored until some time after their end.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from idefics_chat.server.task_objects import TaskObject, task_object
 from idefics_chat.server.task_requests import TaskCreate, settings_of
 from idefics_chat.server.turn_preparation import TurnPreparation
 from idefics_chat.server.turns import AnyImage, InputMessage, Turn
+from idefics_chat.storage.batch_store import BatchStore
 
 BATCHES_AT_ONCE = 16
 """Tasks of batches, of all owners together, that are in the engine's hands at once; conversations come in between."""
@@ -28,18 +29,18 @@ class TaskService:
 
     def __init__(
         self,
+        store: BatchStore,
         engine: Engine,
         preparation: TurnPreparation,
         *,
-        clock: Callable[[], float],
         make_id: Callable[[str], str],
     ) -> None:
         self._engine = engine
         self._preparation = preparation
         self._runner = TaskRunner(engine)
         self._batch_places = asyncio.Semaphore(BATCHES_AT_ONCE)
-        self.batches = Batches(self.run_in_batch, self._check, clock=clock, make_id=make_id)
-        """Batches under way, and those that were done lately."""
+        self.batches = Batches(store, self.run_in_batch, self._check, make_id=make_id)
+        """Batches under way, and those that have ended lately."""
 
     async def run(self, owner_id: str, create: TaskCreate) -> TaskObject:
         """Run one task.
@@ -62,8 +63,12 @@ class TaskService:
                         raise
                     await asyncio.sleep(min(error.retry_after_s or LONGEST_PAUSE_S, LONGEST_PAUSE_S))
 
+    async def start(self) -> None:
+        """Go on with the batches that the last process left."""
+        await self.batches.start()
+
     async def stop(self) -> None:
-        """End the batches. The engine has stopped already, so nothing new begins. Idempotent."""
+        """Let go of the batches; they go on at the next start. The engine has stopped already. Idempotent."""
         await self.batches.stop()
 
     async def _order(self, owner_id: str, create: TaskCreate) -> Order:

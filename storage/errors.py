@@ -9,12 +9,14 @@
     ├── ItemNotFound
     ├── ImageNotFound
     ├── StoredFileNotFound
+    ├── BatchNotFound
     ├── KeyNotFound
     ├── AlreadyExists               an id that is taken
     ├── InvalidText                 text that no encoding can hold
     ├── InvalidMessages             OpenAI-style messages that cannot be imported
     ├── InvalidArchive              an archive that cannot be imported
     ├── QuotaExceeded               more than the owner may have
+    ├── TooManyBatches              as many batches of tasks as may be are under way
     ├── ConversationBusy            a turn is already running in the conversation
     ├── IdempotencyConflict         the same key with another request
     ├── DatabaseUnavailable         disk full, read-only, corrupt, locked, closed
@@ -143,6 +145,21 @@ class StoredFileNotFound(StorageError):
         return f"There is no file {self.file_id!r}; upload it, or use an id that the files list gives."
 
 
+class BatchNotFound(StorageError):
+    """No such batch of tasks, not this owner's, or removed."""
+
+    code = "batch_not_found"
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(batch_id)
+        self.batch_id = batch_id
+
+    def __str__(self) -> str:
+        return (
+            f"There is no batch {self.batch_id!r}; they are removed some time after their end, and the list gives all."
+        )
+
+
 class KeyNotFound(StorageError):
     """The owner has no key of that name that still works."""
 
@@ -218,6 +235,19 @@ class QuotaExceeded(StorageError):
     def __str__(self) -> str:
         name = self.what.replace("image_bytes", "bytes of images")
         return f"This would be more than the {self.limit} {name} you may keep; delete some for good first."
+
+
+class TooManyBatches(StorageError):
+    """As many batches of tasks as an owner may have are under way."""
+
+    code = "too_many_batches"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return f"{self.limit} batches of yours are under way, as many as may be; wait for one, or cancel it."
 
 
 class ConversationBusy(StorageError):

@@ -18,7 +18,7 @@ from idefics_chat.storage.dialect.interface import Progress
 from idefics_chat.storage.errors import DatabaseUnavailable
 from idefics_chat.storage.models import Base, ImageRecord
 
-COUNTED = ("owners", "conversations", "messages", "images", "files", "responses", "response_events")
+COUNTED = ("owners", "conversations", "messages", "images", "files", "responses", "response_events", "task_batches")
 
 
 @dataclass(frozen=True, slots=True)

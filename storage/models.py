@@ -180,6 +180,49 @@ class FileRecord(Base):
     expires_at: Mapped[float | None]
 
 
+class BatchRecord(Base):
+    """A batch of tasks. `completed` and `failed` count its tasks' outcomes; it has ended once `finished_at` is set."""
+
+    __tablename__ = "task_batches"
+    __table_args__ = (
+        Index("ix_task_batches_owner_id_created_at_id", "owner_id", "created_at", "id"),
+        Index("ix_task_batches_running", "created_at", sqlite_where=text("finished_at IS NULL")),
+        Index("ix_task_batches_finished_at", "finished_at", sqlite_where=text("finished_at IS NOT NULL")),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    owner_id: Mapped[str] = mapped_column(ForeignKey("owners.id"))
+    status: Mapped[str]
+    created_at: Mapped[float]
+    finished_at: Mapped[float | None]
+    total: Mapped[int]
+    completed: Mapped[int]
+    failed: Mapped[int]
+
+
+class BatchTaskRecord(Base):
+    """A task of a batch: a request that is still to be answered, or an outcome under its number, or neither where the
+    batch was cancelled before the task's turn."""
+
+    __tablename__ = "batch_tasks"
+    __table_args__ = (
+        Index(
+            "uq_batch_tasks_batch_id_sequence_number",
+            "batch_id",
+            "sequence_number",
+            unique=True,
+            sqlite_where=text("sequence_number IS NOT NULL"),
+        ),
+    )
+
+    batch_id: Mapped[str] = mapped_column(ForeignKey("task_batches.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    custom_id: Mapped[str | None]
+    request: Mapped[str | None]
+    sequence_number: Mapped[int | None]
+    outcome: Mapped[str | None]
+
+
 class ResponseRecord(Base):
     """A turn. Message ids in it are plain text: a failed turn's messages are gone, its row stays.
 

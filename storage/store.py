@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from idefics_chat.conversation.messages import Message
 from idefics_chat.storage import accounts, reads, rows, turns
+from idefics_chat.storage.batch_store import BatchStore
 from idefics_chat.storage.errors import ConversationNotFound, OwnerNotFound
 from idefics_chat.storage.library import PAGE, Library, page_size
 from idefics_chat.storage.listing import page
@@ -27,7 +28,7 @@ from idefics_chat.storage.values import (
 )
 
 
-class Store(Library):
+class Store(Library, BatchStore):
     """The database, opened. Make it with `open`, end it with `close`. `clock` gives seconds since the epoch."""
 
     # owners and keys

@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal, TypeVar
 from idefics_chat.conversation.messages import Message
 
 ResponseStatus = Literal["in_progress", "completed", "incomplete", "cancelled", "failed"]
+BatchStatus = Literal["in_progress", "completed", "cancelled"]
 JsonObject = Mapping[str, Any]
 T = TypeVar("T")
 
@@ -162,6 +163,38 @@ class ResponseRow:
         if self.status == "failed":
             return self.parent_id
         return self.input_ids[-1] if self.input_ids else self.parent_id
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBatch:
+    """A batch of tasks, and how far it is: `completed` and `failed` count outcomes."""
+
+    id: str
+    owner_id: str
+    status: BatchStatus
+    created_at: float
+    finished_at: float | None
+    total: int
+    completed: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTask:
+    """A task that waits for its outcome; `request` is JSON text."""
+
+    position: int
+    request: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOutcome:
+    """What came of a task; `outcome` is JSON text."""
+
+    sequence_number: int
+    position: int
+    custom_id: str | None
+    outcome: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

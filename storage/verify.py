@@ -46,6 +46,13 @@ _RULES = {
     "responses whose log was removed and still has events": """
         SELECT id FROM responses WHERE log_removed_at IS NOT NULL
            AND EXISTS (SELECT 1 FROM response_events e WHERE e.response_id = responses.id)""",
+    "batches whose outcomes are counted or numbered wrong": """
+        SELECT b.id FROM task_batches b
+          LEFT JOIN (SELECT batch_id, count(*) AS tasks, count(sequence_number) AS done, max(sequence_number) AS last
+                       FROM batch_tasks GROUP BY batch_id) t ON t.batch_id = b.id
+         WHERE b.total <> coalesce(t.tasks, 0) OR b.completed + b.failed <> coalesce(t.done, 0)
+            OR coalesce(t.last, -1) <> coalesce(t.done, 0) - 1
+            OR (b.status = 'in_progress') <> (b.finished_at IS NULL)""",
     "images without bytes": "SELECT digest FROM images WHERE digest NOT IN (SELECT digest FROM image_data)",
     "images that nothing uses": "SELECT digest FROM images WHERE digest NOT IN (SELECT digest FROM owner_images)",
     "images whose uses are counted wrong": """

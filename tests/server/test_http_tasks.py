@@ -229,7 +229,7 @@ async def test_an_owner_runs_only_so_many_batches_at_once(client: httpx.AsyncCli
     stories = [{"task": "story", "image": CIRCLE} for _ in range(200)]
     made = [await batch(client, stories) for _ in range(4)]
     given = await client.post("/v1/tasks/batches", json={"tasks": stories})
-    assert (given.status_code, given.json()["error"]["code"]) == (429, "quota_exceeded")
+    assert (given.status_code, given.json()["error"]["code"]) == (429, "too_many_batches")
     for item in made:
         await client.post(f"/v1/tasks/batches/{item['id']}/cancel")
     assert (await client.post("/v1/tasks/batches", json={"tasks": stories[:1]})).status_code == 202

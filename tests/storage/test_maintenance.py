@@ -23,6 +23,8 @@ async def some_data(store, owner, talk, turns: int = 5) -> None:
             row = await store.begin_response(owner.id, talk.new(f"conv_{number}", tip, images=images), talk.events(2))
             await store.finish_response(talk.finished(row), talk.events(1, 2))
             tip = row.output_id
+    await store.create_batch(owner.id, [(None, "{}")] * 2, id="batch_1", most_running=1, most_kept=1)
+    await store.finish_batch_task("batch_1", 1, "{}", failed=False)
 
 
 async def test_a_sound_database_is_found_sound_while_it_is_in_use(store, owner, talk, database):
@@ -43,6 +45,7 @@ BREAKS = {
     "ended without a time": "UPDATE responses SET completed_at = NULL",
     "events are not numbered": "DELETE FROM response_events WHERE sequence_number = 1",
     "log was removed": "UPDATE responses SET log_removed_at = 1",
+    "counted or numbered wrong": "UPDATE batch_tasks SET sequence_number = 1 WHERE sequence_number = 0",
     "bytes of image": "UPDATE image_data SET data = data || x'00' WHERE rowid = 1",
     "without bytes": "DELETE FROM image_data WHERE rowid = 1",
     "uses are counted wrong": "UPDATE owner_images SET uses = uses + 1",
@@ -181,7 +184,8 @@ async def test_statistics_count_what_is_there(store, owner, talk, database):
     await some_data(store, owner, talk)
     stats = maintenance.stats(database)
     assert stats.rows == {
-        "owners": 1, "conversations": 3, "messages": 30, "images": 5, "files": 0, "responses": 15, "response_events": 45
+        "owners": 1, "conversations": 3, "messages": 30, "images": 5, "files": 0, "responses": 15,
+        "response_events": 45, "task_batches": 1,
     }  # fmt: skip
     assert stats.image_bytes == 5 * 7_000
     assert stats.file_bytes + stats.log_bytes > stats.image_bytes

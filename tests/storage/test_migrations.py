@@ -59,7 +59,11 @@ INSERT INTO response_events VALUES ('resp_1', 0, 'response.created', '{{}}'),
                                    ('resp_1', 1, 'response.completed', '{{}}');
 UPDATE conversations SET tip_id = 'msg_2' WHERE id = 'conv_1';
 """
-DATA = {"0001": AT_0001, "0002": AT_0002}
+AT_0003 = f"""{AT_0002}
+INSERT INTO files VALUES ('file_1', 'own_1', '{DIGEST}', 'a.png', 'vision', 6.0, NULL);
+UPDATE owner_images SET uses = 2;
+"""
+DATA = {"0001": AT_0001, "0002": AT_0002, "0003": AT_0003}
 
 
 def database_at(file, revision: str) -> None:
@@ -101,9 +105,12 @@ async def test_everything_of_an_earlier_revision_is_there_and_goes_on(database, 
         assert [hit.message_id for hit in await store.search(ada.id, "wurfel")] == ["msg_2"]
         usage = await store.usage(ada.id)
         assert (usage.conversations, usage.messages, usage.image_bytes) == (1, 2, len(IMAGE))
-        assert (await store.files(ada.id)).items == ()
+        assert [file.id for file in (await store.files(ada.id)).items] == ["file_1"] * (revision >= "0003")
+        assert await store.batches(ada.id) == []
         assert verify(database).problems == ()
         await talk.turn(store, ada, "conv_1", "msg_2")
+        for file in (await store.files(ada.id)).items:
+            await store.delete_file(ada.id, file.id)
         assert (await store.purge_conversation(ada.id, "conv_1")).image_bytes == len(IMAGE)
     finally:
         await store.close()

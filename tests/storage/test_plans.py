@@ -6,7 +6,19 @@ import sqlite3
 import pytest
 from sqlalchemy.dialects import sqlite
 
-from idefics_chat.storage import accounts, deletion, files, images, lifecycle, listing, quotas, reads, tree, turns
+from idefics_chat.storage import (
+    accounts,
+    batches,
+    deletion,
+    files,
+    images,
+    lifecycle,
+    listing,
+    quotas,
+    reads,
+    tree,
+    turns,
+)
 from idefics_chat.storage.dialect import full_text
 
 pytestmark = pytest.mark.anyio
@@ -46,6 +58,12 @@ STATEMENTS = {
     "file": files.FILE,
     "content of a file": files.CONTENT,
     "expired files": files.EXPIRED,
+    "batch": batches.BATCH,
+    "batches": batches.BATCHES,
+    "running batches": batches.RUNNING,
+    "old batches": batches.OLD,
+    "tasks that are left": batches.LEFT,
+    "outcomes": batches.OUTCOMES,
 }
 
 
@@ -66,6 +84,8 @@ async def test_every_statement_searches_by_an_index(store, database, name):
     allowed = {"SCAN chain", "SCAN climb", "SCAN CONSTANT ROW", "SCAN anon_1", "SCAN descendants"}
     if name == "running responses":
         allowed.add("SCAN responses USING INDEX uq_responses_running")  # an index of the running ones alone
+    if name == "running batches":
+        allowed.add("SCAN task_batches USING INDEX ix_task_batches_running")  # likewise
     assert set(scanned) <= allowed
 
 
