@@ -26,6 +26,7 @@ from idefics_chat.server.engine_loading import load_engine
 from idefics_chat.server.housekeeping import Retention, keep_house
 from idefics_chat.server.logs import log_loop_error
 from idefics_chat.server.measured_store import MeasuredStore
+from idefics_chat.server.memory import settle_memory
 from idefics_chat.server.metered_engine import MeteredEngine
 from idefics_chat.server.metrics import Metrics
 from idefics_chat.server.quotas import DAY_S, Quotas
@@ -86,6 +87,7 @@ async def serve(settings: Settings, reporter: Reporter, stopped_by: StoppedBy | 
                         await restore_quotas(state.quotas, store, time.time())
                         metered = metered_engine(engine, state)
                         chat = await stack.enter_async_context(open_chat(store, metered, settings))
+                        settle_memory()
                         state.services = Services(store, chat)
                         reporter.ready(engine.info.id, url, shown_value("database", settings.database))
                     await asyncio.wait([serving])
