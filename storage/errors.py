@@ -1,16 +1,17 @@
 """The errors of the storage package.
 
     StorageError
-    ├── OwnerNotFound
-    ├── ConversationNotFound        also for another owner's conversation
-    ├── ResponseNotFound
+    ├── NotFound                    also for what is another owner's
+    │   ├── OwnerNotFound
+    │   ├── ConversationNotFound
+    │   ├── ResponseNotFound
+    │   ├── ItemNotFound
+    │   ├── ImageNotFound
+    │   ├── StoredFileNotFound
+    │   ├── BatchNotFound
+    │   └── KeyNotFound
     ├── ResponseFinished            a second end, or events after the end
     ├── EventOutOfOrder             an event whose number does not follow the last one's
-    ├── ItemNotFound
-    ├── ImageNotFound
-    ├── StoredFileNotFound
-    ├── BatchNotFound
-    ├── KeyNotFound
     ├── AlreadyExists               an id that is taken
     ├── InvalidText                 text that no encoding can hold
     ├── InvalidMessages             OpenAI-style messages that cannot be imported
@@ -36,43 +37,82 @@ class StorageError(Exception):
     code: ClassVar[str] = "storage_error"
 
 
-class OwnerNotFound(StorageError):
+class NotFound(StorageError):
+    """Base of the errors about something that is not there, or is not this owner's: `id` is how it was asked for."""
+
+    what: ClassVar[str]
+    advice: ClassVar[str]
+
+    def __init__(self, id: str) -> None:
+        super().__init__(id)
+        self.id = id
+
+    def __str__(self) -> str:
+        return f"There is no {self.what} {self.id!r}; {self.advice}."
+
+
+class OwnerNotFound(NotFound):
     """No owner of that name."""
 
     code = "owner_not_found"
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
-
-    def __str__(self) -> str:
-        return f"There is no owner {self.name!r}; owners come with their first key, and the owners list gives them."
+    what = "owner"
+    advice = "owners come with their first key, and the owners list gives them"
 
 
-class ConversationNotFound(StorageError):
+class ConversationNotFound(NotFound):
     """No such conversation, or not this owner's."""
 
     code = "conversation_not_found"
-
-    def __init__(self, conversation_id: str) -> None:
-        super().__init__(conversation_id)
-        self.conversation_id = conversation_id
-
-    def __str__(self) -> str:
-        return f"There is no conversation {self.conversation_id!r}; use an id that the conversations list gives."
+    what = "conversation"
+    advice = "use an id that the conversations list gives"
 
 
-class ResponseNotFound(StorageError):
+class ResponseNotFound(NotFound):
     """No such response, or not this owner's."""
 
     code = "response_not_found"
+    what = "response"
+    advice = "use an id that a response.created event gave"
 
-    def __init__(self, response_id: str) -> None:
-        super().__init__(response_id)
-        self.response_id = response_id
 
-    def __str__(self) -> str:
-        return f"There is no response {self.response_id!r}; use an id that a response.created event gave."
+class ItemNotFound(NotFound):
+    """No such message in the conversation, or not this owner's."""
+
+    code = "item_not_found"
+    what = "item"
+    advice = "use an id that the conversation's items list gives"
+
+
+class ImageNotFound(NotFound):
+    """No such image, or none that a message or a file of this owner shows. `id` is its digest."""
+
+    code = "file_not_found"
+    what = "image"
+    advice = "send the image itself"
+
+
+class StoredFileNotFound(NotFound):
+    """No such uploaded file, not this owner's, or expired."""
+
+    code = "file_not_found"
+    what = "file"
+    advice = "upload it, or use an id that the files list gives"
+
+
+class BatchNotFound(NotFound):
+    """No such batch of tasks, not this owner's, or removed."""
+
+    code = "batch_not_found"
+    what = "batch"
+    advice = "they are removed some time after their end, and the list gives all"
+
+
+class KeyNotFound(NotFound):
+    """The owner has no key of that name that still works."""
+
+    code = "key_not_found"
+    what = "working key"
+    advice = "use a name that the keys list gives"
 
 
 class ResponseFinished(StorageError):
@@ -104,73 +144,6 @@ class EventOutOfOrder(StorageError):
             f"The log of response {self.response_id!r} goes on at event {self.expected}, not {self.actual}; "
             "append its events in order, each once."
         )
-
-
-class ItemNotFound(StorageError):
-    """No such message in the conversation, or not this owner's."""
-
-    code = "item_not_found"
-
-    def __init__(self, item_id: str) -> None:
-        super().__init__(item_id)
-        self.item_id = item_id
-
-    def __str__(self) -> str:
-        return f"There is no item {self.item_id!r}; use an id that the conversation's items list gives."
-
-
-class ImageNotFound(StorageError):
-    """No such image, or none that a message or a file of this owner shows."""
-
-    code = "file_not_found"
-
-    def __init__(self, digest: str) -> None:
-        super().__init__(digest)
-        self.digest = digest
-
-    def __str__(self) -> str:
-        return f"There is no image {self.digest!r}; send the image itself."
-
-
-class StoredFileNotFound(StorageError):
-    """No such uploaded file, not this owner's, or expired."""
-
-    code = "file_not_found"
-
-    def __init__(self, file_id: str) -> None:
-        super().__init__(file_id)
-        self.file_id = file_id
-
-    def __str__(self) -> str:
-        return f"There is no file {self.file_id!r}; upload it, or use an id that the files list gives."
-
-
-class BatchNotFound(StorageError):
-    """No such batch of tasks, not this owner's, or removed."""
-
-    code = "batch_not_found"
-
-    def __init__(self, batch_id: str) -> None:
-        super().__init__(batch_id)
-        self.batch_id = batch_id
-
-    def __str__(self) -> str:
-        return (
-            f"There is no batch {self.batch_id!r}; they are removed some time after their end, and the list gives all."
-        )
-
-
-class KeyNotFound(StorageError):
-    """The owner has no key of that name that still works."""
-
-    code = "key_not_found"
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
-
-    def __str__(self) -> str:
-        return f"There is no key {self.name!r} that still works; use a name that the keys list gives."
 
 
 class AlreadyExists(StorageError):

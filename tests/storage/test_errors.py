@@ -12,14 +12,15 @@ SHARED = {"storage_error", "invalid_value", "file_not_found"}
 
 def made(kind: type[errors.StorageError]) -> errors.StorageError:
     """An error of the kind, with its own arguments."""
-    names = (
-        kind.__init__.__code__.co_varnames[1 : kind.__init__.__code__.co_argcount] if "__init__" in vars(kind) else ()
-    )
+    own = any("__init__" in vars(base) for base in kind.__mro__[: kind.__mro__.index(errors.StorageError)])
+    names = kind.__init__.__code__.co_varnames[1 : kind.__init__.__code__.co_argcount] if own else ()
     return kind(*(SAMPLES.get(name, f"some {name}") for name in names))
 
 
 def kinds() -> list[type[errors.StorageError]]:
-    return errors.StorageError.__subclasses__()
+    """All that are raised."""
+    direct = [kind for kind in errors.StorageError.__subclasses__() if kind is not errors.NotFound]
+    return [*direct, *errors.NotFound.__subclasses__()]
 
 
 @pytest.mark.parametrize("kind", kinds(), ids=lambda kind: kind.__name__)
