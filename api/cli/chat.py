@@ -1,16 +1,17 @@
 """`idefics-chat chat`: talk about pictures in a terminal."""
 
 import contextlib
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from idefics_chat.cli.chat_connection import ChatConnection, Json
+from idefics_chat.cli.chat_connection import ChatConnection, Json, Stopped
 from idefics_chat.cli.chat_lines import COMMANDS, NAMES, Command, Said, image_path, read_line
 from idefics_chat.cli.common import Database, fail, settings_of
 from idefics_chat.cli.task_options import MODEL_FLAGS, TaskFlags, quiet_libraries, task_command
@@ -50,7 +51,7 @@ def chat(
     started in this process, with the conversations of --database.
     """
     with _address(flags, database) as url:
-        talk = _Talk(ChatConnection(url, flags.key), _go_on_with(flags, database))
+        talk = _Talk(url, flags.key, _go_on_with(flags, database))
         try:
             talk.begin(conversation, " ".join(_quoted(word) for word in words or []))
             talk.until_the_end()
@@ -61,8 +62,9 @@ def chat(
 class _Talk:
     """The conversation on the terminal. `how` is the command to go on with later, but for the id."""
 
-    def __init__(self, connection: ChatConnection, how: str) -> None:
-        self._connection = connection
+    def __init__(self, url: str, key: str | None, how: str) -> None:
+        self._stops = 0
+        self._connection = ChatConnection(url, key, lambda: self._stops)
         self._how = how
         self._images: list[Path] = []
         self._console = Console(highlight=False, soft_wrap=True)
@@ -75,7 +77,7 @@ class _Talk:
         elif self._person:
             self._console.print("[dim]Drop a picture here or type its path, then ask. /help says what else.[/dim]")
         if first:
-            self._take(first)
+            self._survived(first)
 
     def until_the_end(self) -> None:
         """Answer what is typed until there is no more, or until it says so."""
@@ -108,8 +110,8 @@ class _Talk:
             typer.echo(f"error: {error}", err=True)
             if not self._person:
                 raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            self._console.print("\n[dim]Stopped before it was sent.[/dim]")
+        except (Stopped, KeyboardInterrupt):
+            self._console.print("\n[dim]Stopped. What was asked may still be answered: /history shows it.[/dim]")
         return True
 
     def _take(self, line: str) -> bool:
@@ -122,7 +124,7 @@ class _Talk:
                 self._add(images)
             case Said(text, images):
                 shown, self._images = [*self._images, *images], []
-                self._show(self._connection.ask(text, shown, self._write))
+                self._answer(lambda: self._connection.ask(text, shown, self._write))
         return True
 
     def _obey(self, name: str, rest: str) -> None:
@@ -131,7 +133,7 @@ class _Talk:
                 path = image_path(rest)
                 self._add((path,)) if path else typer.echo(f"There is no file {rest!r}.", err=True)
             case "/new":
-                self._connection.conversation = None
+                self._connection.leave()
                 self._images = []
                 self._console.print("[dim]A new conversation begins.[/dim]")
             case "/list":
@@ -142,7 +144,9 @@ class _Talk:
             case "/history":
                 self._tell(self._connection.items())
             case "/again":
-                self._show(self._connection.again(self._write))
+                self._answer(lambda: self._connection.again(self._write))
+            case "/continue":
+                self._answer(lambda: self._connection.go_on(self._write))
             case "/delete":
                 self._connection.delete()
                 self._console.print("[dim]Deleted; a new conversation begins.[/dim]")
@@ -176,15 +180,31 @@ class _Talk:
         sys.stdout.write(printable(piece))
         sys.stdout.flush()
 
-    def _show(self, end: Json) -> None:
-        """What to add behind an answer."""
+    def _answer(self, ask: Callable[[], Json]) -> None:
+        """An answer, and what there is to add to it."""
+        with self._counting_stops():
+            end = ask()
         note = ""
         if end["status"] == "failed":
             note = f" [failed: {end['error']['message']}]"
         elif end["status"] != "completed":
-            note = f" [cut short: {end['incomplete_details']['cause']}]"
+            note = f" [cut short: {end['incomplete_details']['cause']}; /continue goes on with it]"
         sys.stdout.write(f"{note}\n")
         sys.stdout.flush()
+
+    @contextlib.contextmanager
+    def _counting_stops(self) -> Iterator[None]:
+        """Ctrl-C is counted, and breaks in on nothing: no piece of an answer is lost."""
+
+        def count(*_: object) -> None:
+            self._stops += 1
+
+        self._stops = 0
+        before = signal.signal(signal.SIGINT, count)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ an answer that was cut off is read on from where the line dropped.
 import base64
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,29 @@ Json = dict[str, Any]
 PATIENCE_S = 60.0
 """How long a line that dropped is tried again."""
 
+POLL_S = 0.1
+"""How often it is looked whether the person has had enough."""
+
 MAX_FRAME_BYTES = 16 * 2**20
 ENDS = ("response.completed", "response.incomplete", "response.failed")
 
 
-class ChatConnection:
-    """Talks with the server at `url`. `conversation` is the id of the conversation, None before its first question."""
+class Stopped(Exception):
+    """The person waits no longer. What was asked may still be answered."""
 
-    def __init__(self, url: str, key: str | None, conversation: str | None = None) -> None:
+
+class ChatConnection:
+    """Talks with the server at `url`. `conversation` is the id of the conversation, None before its first question.
+
+    `stops` gives how often the person has said "enough" while an answer comes: once cancels the answer, what was said
+    until then is kept; twice waits for nothing more.
+    """
+
+    def __init__(self, url: str, key: str | None, stops: Callable[[], int] = lambda: 0) -> None:
         self.url = base_url(url)
-        self.conversation = conversation
+        self.conversation: str | None = None
+        self._stops = stops
+        self._cut_short: str | None = None
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(base_url=self.url, headers=self._headers, timeout=30)
         self._socket: ClientConnection | None = None
@@ -47,10 +60,9 @@ class ChatConnection:
     def ask(self, text: str, images: Sequence[Path], show: Callable[[str], None]) -> Json:
         """Say something; `show` gets the answer's pieces as they come. Returns the finished response.
 
-        Ctrl-C cancels the answer: what was said until then is kept.
-
         Raises:
             ServerError: it was refused, or the server cannot be reached.
+            Stopped
         """
         parts: list[Json] = [{"type": "input_image", "image_url": _data_url(path)} for path in images]
         if text:
@@ -63,6 +75,12 @@ class ChatConnection:
         if not asked:
             raise ServerError("empty_input", "Nothing was asked yet.", 400)
         return self._answered({"previous_item_id": asked[-1]["id"]}, show)
+
+    def go_on(self, show: Callable[[str], None]) -> Json:
+        """Have the answer that was cut short given again, and on to its end. Raises as `ask`."""
+        if self._cut_short is None:
+            raise ServerError("nothing_to_continue", "No answer was cut short here.", 400)
+        return self._answered({"continuation_of": self._cut_short}, show)
 
     def items(self, limit: int = 100) -> list[Json]:
         """What was said in this conversation, the newest `limit` messages, oldest first. Raises ServerError."""
@@ -79,47 +97,61 @@ class ChatConnection:
     def resume(self, conversation: str) -> None:
         """Go on with a conversation. Raises ServerError where there is no such."""
         self._get(f"/v1/conversations/{conversation}")
-        self.conversation = conversation
+        self.conversation, self._cut_short = conversation, None
+
+    def leave(self) -> None:
+        """The next question begins a new conversation."""
+        self.conversation = self._cut_short = None
 
     def delete(self) -> None:
         """Delete this conversation; the next question begins a new one."""
         if self.conversation is not None:
             self._asked("DELETE", f"/v1/conversations/{self.conversation}")
-            self.conversation = None
+            self.leave()
 
     def _answered(self, create: Json, show: Callable[[str], None]) -> Json:
-        question = _Question({"type": "response.create", "idempotency_key": str(uuid4()), **create}, self.conversation)
-        deadline = time.monotonic() + PATIENCE_S
+        # An answer that is gone on with says itself where.
+        place = {} if self.conversation is None or "continuation_of" in create else {"conversation": self.conversation}
+        question = _Question({"type": "response.create", "idempotency_key": str(uuid4()), **create, **place})
         while question.end is None:
             try:
-                for event in self._events(question):
-                    show(question.take(event))
-                    deadline = time.monotonic() + PATIENCE_S
-            except KeyboardInterrupt:
-                self._cancel(question)
+                self._read_on(question, show)
             except (ConnectionClosed, InvalidHandshake, OSError) as error:
                 self._socket = None
-                if time.monotonic() > deadline or (question.response_id is None and self.conversation is None):
+                patient = time.monotonic() < question.heard_at_s + PATIENCE_S
+                if not patient or (question.response_id is None and self.conversation is None):
                     raise ServerError("server_unreachable", f"No answer from {self.url} ({error}).") from error
+                if self._stops():
+                    raise Stopped from error
                 time.sleep(0.5)
-        self.conversation = question.end["conversation"]["id"]
+        cut_short = question.end["status"] in ("incomplete", "cancelled")
+        self._cut_short = question.end["id"] if cut_short else None
         return question.end
 
-    def _events(self, question: "_Question") -> Iterator[Json]:
-        """The events of a question until its end; asks, or asks on, where the line is new."""
-        if self._socket is None or not question.sent:
-            if self._socket is None:
-                address = "ws" + self.url.removeprefix("http") + "/v1/responses"
-                self._socket = connect(address, additional_headers=self._headers, max_size=MAX_FRAME_BYTES)
-            self._socket.send(json.dumps(question.request()))
+    def _read_on(self, question: "_Question", show: Callable[[str], None]) -> None:
+        """Ask, or ask on where the line is new, and read to the end."""
+        socket = self._socket
+        if socket is None:
+            address = "ws" + self.url.removeprefix("http") + "/v1/responses"
+            socket = connect(address, additional_headers=self._headers, max_size=MAX_FRAME_BYTES)
+        if socket is not self._socket or not question.sent:
+            self._socket = socket
+            socket.send(json.dumps(question.request()))
         while question.end is None:
-            yield json.loads(self._socket.recv())
+            self._stop_where_wanted(question, socket)
+            with suppress(TimeoutError):
+                show(question.take(json.loads(socket.recv(timeout=POLL_S))))
+                self.conversation = question.conversation or self.conversation
 
-    def _cancel(self, question: "_Question") -> None:
-        if question.response_id is None or self._socket is None:
-            raise KeyboardInterrupt
-        with suppress(ConnectionClosed):
-            self._socket.send(json.dumps({"type": "response.cancel", "response_id": question.response_id}))
+    def _stop_where_wanted(self, question: "_Question", socket: ClientConnection) -> None:
+        stops = self._stops()
+        if stops > 1:
+            self._socket = None  # what may still come on this line belongs to no question
+            socket.close()
+            raise Stopped
+        if stops and question.response_id is not None and not question.cancelled:
+            question.cancelled = True
+            socket.send(json.dumps({"type": "response.cancel", "response_id": question.response_id}))
 
     def _get(self, path: str, **query: Any) -> Json:
         return self._asked("GET", path, **query)
@@ -138,21 +170,25 @@ class ChatConnection:
 class _Question:
     """A question under way: what to send so that its answer comes, or comes on."""
 
-    def __init__(self, create: Json, conversation: str | None) -> None:
-        self._create = create | ({"conversation": conversation} if conversation else {})
+    def __init__(self, create: Json) -> None:
+        self._create = create
         self._last_seen = -1
         self.sent = False
+        self.cancelled = False
+        self.heard_at_s = time.monotonic()
         self.response_id: str | None = None
+        self.conversation: str | None = None
         self.end: Json | None = None
 
     def request(self) -> Json:
-        self.sent = True
+        self.sent, self.cancelled = True, False
         if self.response_id is None:
             return self._create
         return {"type": "response.resume", "response_id": self.response_id, "starting_after": self._last_seen}
 
     def take(self, event: Json) -> str:
         """Take in an event; the text to show for it."""
+        self.heard_at_s = time.monotonic()
         if event["type"] == "error":
             if event["code"] == "response_not_active":  # cancelled just as it ended
                 return ""
@@ -160,6 +196,7 @@ class _Question:
         self._last_seen = event["sequence_number"]
         if "response" in event:
             self.response_id = event["response"]["id"]
+            self.conversation = event["response"]["conversation"]["id"]
         if event["type"] in ENDS:
             self.end = event["response"]
         return str(event["delta"]) if event["type"] == "response.output_text.delta" else ""

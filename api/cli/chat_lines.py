@@ -21,6 +21,7 @@ COMMANDS = {
     "/resume ID": "go on with one of them; without an id with the latest",
     "/history": "what was said in this one",
     "/again": "have the last question answered again",
+    "/continue": "have an answer that was cut short given again, to its end",
     "/delete": "delete this conversation, and begin a new one",
     "/quit": "leave (so does Ctrl-D); Ctrl-C cuts an answer short",
 }
@@ -66,7 +67,7 @@ def image_path(word: str) -> Path | None:
     found = _images_in(word)
     if found:
         return found[0][1]
-    path = Path(word.strip().strip("'\"")).expanduser()
+    path = _path(word.strip().strip("'\""))
     return path if path.is_file() else None
 
 
@@ -78,10 +79,17 @@ def _images_in(line: str) -> list[tuple[tuple[int, int], Path]]:
         word = quoted or double or re.sub(r"\\(.)", r"\1", bare)
         if word.startswith("file://"):
             word = unquote(urlsplit(word).path)
-        path = Path(word).expanduser()
+        path = _path(word)
         if path.suffix.lower() in SUFFIXES and _is_file(path):
             found.append((match.span(), path))
     return found
+
+
+def _path(word: str) -> Path:
+    try:
+        return Path(word).expanduser()
+    except RuntimeError:  # ~ and a user who is not there
+        return Path(word)
 
 
 def _is_file(path: Path) -> bool:

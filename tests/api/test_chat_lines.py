@@ -31,7 +31,14 @@ def test_a_picture_can_stand_anywhere_in_a_question(photo: Path) -> None:
 
 def test_what_is_no_file_with_a_picture_s_suffix_stays_text(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
-    for line in ("Look at missing.png", f"Read {tmp_path}/notes.txt", "It's 5 o'clock", "a\\b", "http://x/y.png"):
+    for line in (
+        "Look at missing.png",
+        f"Read {tmp_path}/notes.txt",
+        "It's 5 o'clock",
+        "~nobody/x.png",
+        "a\\b",
+        "http://x/y.png",
+    ):
         assert read_line(line) == Said(line, ())
 
 

@@ -1,23 +1,20 @@
 """`idefics-chat chat` with the shipped model: typed into, piped into, gone on with, cut short."""
 
-import os
-import pty
-import select
+import re
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 from tests.api.pictures import save_pictures
+from tests.api.terminal import COMMAND, CTRL_C, CTRL_D, SLOW_COMMAND, Terminal
 from tests.end_to_end.server_process import ServerProcess, environment
 
-COMMAND = [sys.executable, "-c", "from idefics_chat.cli.main import main; main()", "chat"]
+QUESTION = "What is in this image?"
 CIRCLE = "A red circle on a white background."
 
 
 def piped(folder: Path, lines: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [*COMMAND, *arguments],
+        [*COMMAND, "chat", *arguments],
         cwd=folder,
         input=lines,
         env=environment({"HOME": str(folder)}),
@@ -53,60 +50,88 @@ def test_a_chat_is_held_kept_and_gone_on_with(tmp_path: Path) -> None:
     assert "No answer from" in gone.stderr
 
 
-class Terminal:
-    """A command on a terminal of its own, typed into by a test."""
-
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        leader, follower = pty.openpty()
-        self._leader = leader
-        self.process = subprocess.Popen(
-            [*COMMAND, *arguments],
-            cwd=folder,
-            stdin=follower,
-            stdout=follower,
-            stderr=follower,
-            env=environment({"TERM": "xterm", "HOME": str(folder)}),
-            start_new_session=True,
-        )
-        os.close(follower)
-        self.shown = ""
-        self._seen = 0
-
-    def type(self, text: str) -> None:
-        os.write(self._leader, text.encode())
-
-    def wait_for(self, text: str) -> None:
-        """Read until `text` is shown, after what was waited for before."""
-        deadline = time.monotonic() + 90
-        while text not in self.shown[self._seen :]:
-            assert time.monotonic() < deadline, self.shown
-            if select.select([self._leader], [], [], 0.2)[0]:
-                try:
-                    self.shown += os.read(self._leader, 65536).decode(errors="replace")
-                except OSError:
-                    break
-        assert text in self.shown[self._seen :], self.shown
-        self._seen = self.shown.index(text, self._seen) + len(text)
-
-    def close(self) -> int:
-        status = self.process.wait(30)
-        os.close(self._leader)
-        return status
-
-
-def test_on_a_terminal_a_server_is_started_and_pictures_are_dropped(tmp_path: Path) -> None:
+def test_on_a_terminal_pictures_are_dropped_and_answers_are_cut_short(tmp_path: Path) -> None:
+    """With a server of its own, and a model so slow that there is time to break in on it."""
     save_pictures(tmp_path)
-    terminal = Terminal(tmp_path, "--database", "mine.db")
-    terminal.wait_for("> ")
-    terminal.type(f"'{tmp_path}/photo.png' \n")
-    terminal.wait_for("photo.png goes with the next question.")
-    terminal.wait_for("[1 image] > ")
-    terminal.type("What is in this image?\n")
-    terminal.wait_for(CIRCLE)
-    terminal.wait_for("> ")
-    terminal.type("/quit\n")
-    terminal.wait_for("Go on later: idefics-chat chat --database mine.db --conversation conv_")
-    assert terminal.close() == 0
+    with Terminal(tmp_path, "--database", "mine.db", command=SLOW_COMMAND) as terminal:
+        terminal.wait_for("> ")
+        terminal.type(f"'{tmp_path}/photo.png' \n")
+        terminal.wait_for("photo.png goes with the next question.")
+        terminal.wait_for("[1 image] > ")
+        terminal.type(f"{QUESTION}\n")
+        terminal.wait_for("A red")
+        terminal.press(CTRL_C)
+        said = terminal.wait_for("[cut short: cancelled; /continue goes on with it]")
+        assert "background" not in said
+        terminal.wait_for("> ")
+        terminal.type("What color is the circle?\n")
+        terminal.wait_for("circle?\r\n")
+        terminal.press(CTRL_C)  # perhaps before its first word
+        terminal.wait_for("> ")
+        terminal.type("/again\n")
+        terminal.wait_for("Red.")
+        terminal.wait_for("> ")
+        terminal.type("/history\n")
+        told = terminal.wait_for("> What color is the circle?")
+        assert f"> [image] {QUESTION}\r\nA red" in told
+        assert "background" not in told
+        terminal.wait_for("> ")
+        terminal.press(CTRL_C)
+        terminal.wait_for("Go on later: idefics-chat chat --database mine.db --conversation conv_")
+        assert terminal.status() == 0
     assert "Traceback" not in terminal.shown
-    assert (tmp_path / "mine.db").exists()
-    assert "What is in this image?" in (tmp_path / ".idefics_chat_history").read_text()
+    assert QUESTION in (tmp_path / ".idefics_chat_history").read_text()
+    with Terminal(tmp_path, "--database", "mine.db", "--conversation", "last", "What shape is it?") as later:
+        later.wait_for("Red.")
+        later.wait_for("circle.")
+        later.wait_for("> ")
+        later.press(CTRL_D)
+        later.wait_for("Go on later")
+        assert later.status() == 0
+    assert "Traceback" not in later.shown
+
+
+def test_an_answer_outlives_its_server_and_is_continued(tmp_path: Path) -> None:
+    """The server is killed in the middle of an answer and started again at the same address."""
+    save_pictures(tmp_path)
+    database = tmp_path / "chat.db"
+    with ServerProcess(database, command=SLOW_COMMAND) as server:
+        port = server.address.rpartition(":")[2]
+        with Terminal(tmp_path, "--server", f"http://{server.address}") as terminal:
+            terminal.wait_for("> ")
+            terminal.type(f"photo.png {QUESTION}\n")
+            terminal.wait_for("A red")
+            server.kill()
+            with ServerProcess(database, "--port", port):
+                terminal.wait_for("[cut short: server_restart; /continue goes on with it]")
+                terminal.wait_for("> ")
+                terminal.type("/continue\n")
+                terminal.wait_for(CIRCLE)
+                terminal.wait_for("> ")
+                _try_commands(terminal)
+            assert "Traceback" not in terminal.shown
+
+
+def _try_commands(terminal: Terminal) -> None:
+    """What can be typed besides questions, in a conversation about photo.png."""
+
+    def tell(line: str, expected: str) -> str:
+        terminal.type(f"{line}\n")
+        return terminal.wait_for(expected) + terminal.wait_for("> ")
+
+    (first,) = re.findall(r"conv_\w+", tell("/list", "conv_"))
+    tell("/help", "/continue")
+    tell("/continue", "error: No answer was cut short here.")
+    tell("/image nothing.png", "There is no file 'nothing.png'.")
+    tell("/image bad.png", "bad.png goes with the next question.")
+    tell("What is it?", "error: ")
+    tell("/new", "A new conversation begins.")
+    tell("/again", "error: Nothing was asked yet.")
+    tell(f"square.png {QUESTION}", "blue square")
+    tell(f"/resume {first}", CIRCLE)
+    tell("What color is the circle?", "Red.")
+    tell("/resume", "Red.")
+    tell("/delete", "Deleted; a new conversation begins.")
+    tell(f"/resume {first}", "error: ")
+    terminal.type("/quit\n")
+    assert terminal.status() == 0

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -36,7 +37,14 @@ class ServerProcess:
 
     start_s: float = START_S
 
-    def __init__(self, database: Path, *arguments: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        database: Path,
+        *arguments: str,
+        env: dict[str, str] | None = None,
+        command: Sequence[str] = _COMMAND,
+    ) -> None:
+        self._command = command
         self.database = database
         self.output = ""
         serve = ["serve", "--port", "0", "--database", str(database), *arguments]
@@ -74,7 +82,7 @@ class ServerProcess:
 
     def _spawn(self, arguments: list[str], env: dict[str, str]) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            [*_COMMAND, *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=env
+            [*self._command, *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=env
         )
 
     def _reap(self) -> None:
