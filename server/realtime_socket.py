@@ -1,19 +1,18 @@
 """One websocket connection of `/v1/realtime`: a session on one conversation.
 
 The conversation is a stored one like any other: the one that the client named, or a new one, made with its first item.
-One response at a time is under way in it; others may run beside it, out of band. Knows no web framework.
+One response at a time is under way in it; others may run beside it, out of band.
 """
 
 import asyncio
 import contextlib
 import json
-import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from idefics_chat.conversation.messages import Message
 from idefics_chat.server.chat import ChatService
-from idefics_chat.server.errors import ApiError, as_api_error
+from idefics_chat.server.errors import ApiError
 from idefics_chat.server.input_items import require_words
 from idefics_chat.server.item_objects import data_url
 from idefics_chat.server.json_text import compact
@@ -30,14 +29,12 @@ from idefics_chat.server.realtime_request import (
     parse_realtime,
 )
 from idefics_chat.server.response_log import ResponseLog
+from idefics_chat.server.socket_connection import SocketConnection
 from idefics_chat.server.socket_frames import (
     ClientGone,
     Receive,
     Send,
     SocketLimits,
-    check_size,
-    is_long,
-    parse_frame,
 )
 from idefics_chat.server.turns import InputMessage, Turn
 from idefics_chat.server.uploads import said_again
@@ -53,10 +50,8 @@ MAX_SHOWN_BYTES = 512 * 2**10
 """Of images in a frame that tells of an item, and in one that shows it on request: clients bound frames at 1 MiB. The
 rest is left out; `/v1/files` gives it."""
 
-_log = logging.getLogger(__name__)
 
-
-class RealtimeSocket:
+class RealtimeSocket(SocketConnection):
     """One connection of one owner. `conversation_id` None: a new conversation is made when it is needed."""
 
     def __init__(
@@ -70,57 +65,27 @@ class RealtimeSocket:
         *,
         conversation_id: str | None,
     ) -> None:
-        self._chat = chat
-        self._store = store
-        self._owner_id = owner_id
-        self._receive = receive
-        self._send_text = send
-        self._limits = limits
+        super().__init__(chat, store, owner_id, receive, send, limits)
         self._conversation_id = conversation_id
         self._session_id = chat.new_id("sess")
         self._instructions = ""
         self._max_output_tokens: int | Literal["inf"] = "inf"
-        self._tasks = asyncio.TaskGroup()
-        self._workers: set[asyncio.Task[None]] = set()
-        self._waiting: asyncio.Queue[tuple[RealtimeCommand, object]] = asyncio.Queue(MAX_WAITING)
+        self._waiting: asyncio.Queue[tuple[RealtimeCommand, dict[str, Any]]] = asyncio.Queue(MAX_WAITING)
         self._answering = False
         self._active: str | None = None
         self._out_of_band: set[str] = set()
-        self._unstored = chat.unstored()
         self._own_names: dict[str, str] = {}  # the client's name of an item -> its id
 
-    async def serve(self) -> None:
-        """Until the client has gone."""
-        async with self._tasks:
-            try:
-                await self._send({"type": "session.created", "session": self._session()})
-                self._spawn(self._work_off())
-                while (frame := await self._receive()) is not None:
-                    await self._take(frame)
-            except ClientGone:
-                pass
-            finally:
-                self._unstored.close()
-                for task in self._workers:
-                    task.cancel()
+    async def _begin(self) -> None:
+        await self._send({"type": "session.created", "session": self._session()})
+        self._spawn(self._work_off())
 
-    async def _take(self, frame: str | bytes) -> None:
-        event: dict[str, Any] = {}
-        try:
-            check_size(frame, self._limits)
-            if isinstance(frame, bytes):
-                raise ApiError("invalid_json", "Binary frames are not taken here; send JSON text.")
-            event = await parse_frame(frame)
-            off_loop = is_long(frame)
-            command = await asyncio.to_thread(parse_realtime, event) if off_loop else parse_realtime(event)
-            await self._obey(command, event.get("event_id"))
-        except ClientGone:
-            raise
-        except Exception as error:  # noqa: BLE001  an error about a frame never ends the connection
-            await self._send_error(error, event.get("event_id"))
+    def _keep(self, data: bytes) -> None:
+        raise ApiError("invalid_json", "Binary frames are not taken here; send JSON text.")
 
-    async def _obey(self, command: RealtimeCommand, event_id: object) -> None:
+    async def _obey(self, event: dict[str, Any], *, off_loop: bool) -> None:
         """What needs no waiting is done at once; the rest in the order in which it came."""
+        command = await asyncio.to_thread(parse_realtime, event) if off_loop else parse_realtime(event)
         if isinstance(command, UpdateSession):
             await self._update(command)
         elif isinstance(command, CancelResponse):
@@ -130,12 +95,12 @@ class RealtimeSocket:
         else:
             if isinstance(command, CreateResponse):
                 self._take_place(command)
-            self._waiting.put_nowait((command, event_id))
+            self._waiting.put_nowait((command, {"event_id": event.get("event_id")}))
 
     async def _work_off(self) -> None:
         with contextlib.suppress(ClientGone):
             while True:
-                command, event_id = await self._waiting.get()
+                command, event = await self._waiting.get()
                 try:
                     await self._work(command)
                 except ClientGone:
@@ -143,7 +108,7 @@ class RealtimeSocket:
                 except Exception as error:  # noqa: BLE001  every failure is an error event
                     if isinstance(command, CreateResponse) and not command.out_of_band:
                         self._answering = False
-                    await self._send_error(error, event_id)
+                    await self._tell(error, event)
 
     async def _work(self, command: RealtimeCommand) -> None:
         match command:
@@ -283,16 +248,8 @@ class RealtimeSocket:
     def _session(self) -> dict[str, Any]:
         return session_object(self._session_id, self._chat.model, self._instructions, self._max_output_tokens)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._tasks.create_task(work)
-        self._workers.add(task)
-        task.add_done_callback(self._workers.discard)
-
     async def _send(self, event: dict[str, Any]) -> None:
         await self._send_text(compact({"event_id": self._chat.new_id("event"), **event}))
 
-    async def _send_error(self, error: Exception, event_id: object) -> None:
-        api_error = as_api_error(error)
-        if api_error.status >= 500:
-            _log.error("a frame was answered with %s", api_error.code, exc_info=error)
-        await self._send(error_event(api_error, event_id))
+    async def _send_api_error(self, error: ApiError, event: dict[str, Any]) -> None:
+        await self._send(error_event(error, event.get("event_id")))

@@ -1,15 +1,12 @@
 """One websocket connection of `/v1/responses`: frames in, lanes of turns and subscriptions, events out.
 
-Knows no web framework: it is given a way to receive and a way to send. Turns of one lane run one after another, lanes
-beside each other; a cancel or a resume waits for none of them. An error about a frame is answered and the connection
-stays. When the client goes, its lanes end; stored turns go on without it as far as their disconnect policy says.
+Turns of one lane run one after another, lanes beside each other; a cancel or a resume waits for none of them.
 """
 
 import asyncio
 import contextlib
-import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from idefics_chat.server.chat import ChatService
@@ -19,7 +16,6 @@ from idefics_chat.server.json_text import compact
 from idefics_chat.server.response_log import LogReader
 from idefics_chat.server.responses_request import (
     CancelCommand,
-    Command,
     CreateCommand,
     InterruptCommand,
     ResumeCommand,
@@ -27,85 +23,47 @@ from idefics_chat.server.responses_request import (
     UnsubscribeCommand,
     parse_event,
 )
+from idefics_chat.server.socket_connection import SocketConnection
 from idefics_chat.server.socket_frames import (
     ClientGone,
     PendingFrames,
     Receive,
     Send,
     SocketLimits,
-    check_size,
-    is_long,
     on_lane,
-    parse_frame,
 )
 from idefics_chat.storage.store import Store
 
 MAX_LANES = 32
 MAX_WAITING_PER_LANE = 16
 
-_log = logging.getLogger(__name__)
 
-
-class ResponsesSocket:
+class ResponsesSocket(SocketConnection):
     """One connection of one owner. `serve` runs it to its end."""
 
     def __init__(
         self, chat: ChatService, store: Store, owner_id: str, receive: Receive, send: Send, limits: SocketLimits
     ) -> None:
-        self._chat = chat
-        self._store = store
-        self._owner_id = owner_id
-        self._receive = receive
-        self._send = send
-        self._limits = limits
-        self._tasks = asyncio.TaskGroup()
-        self._senders: set[asyncio.Task[None]] = set()
+        super().__init__(chat, store, owner_id, receive, send, limits)
         self._lanes: dict[str | None, deque[CreateCommand]] = {}
         self._subscriptions: dict[str, asyncio.Task[None]] = {}
         self._frames = PendingFrames(limits)
-        self._unstored = chat.unstored()
 
-    async def serve(self) -> None:
-        """Until the client has gone."""
-        async with self._tasks:
-            try:
-                while (frame := await self._receive()) is not None:
-                    await self._take(frame)
-            except ClientGone:
-                pass
-            finally:
-                self._unstored.close()
-                for task in self._senders:
-                    task.cancel()
+    def _keep(self, data: bytes) -> None:
+        self._frames.keep(data)
 
-    async def _take(self, frame: str | bytes) -> None:
-        event: dict[str, Any] = {}
-        try:
-            check_size(frame, self._limits)
-            if isinstance(frame, bytes):
-                self._frames.keep(frame)
-                return
-            event = await parse_frame(frame)
-            frames = self._frames.take() if event.get("type") == "response.create" else []
-            off_loop = is_long(frame)
-            command = await asyncio.to_thread(parse_event, event, frames) if off_loop else parse_event(event, frames)
-            await self._obey(command)
-        except ClientGone:
-            raise
-        except Exception as error:  # noqa: BLE001  an error about a frame never ends the connection
-            await self._send_error(error, event.get("stream_id"))
-
-    async def _obey(self, command: Command) -> None:
-        match command:
-            case CreateCommand():
+    async def _obey(self, event: dict[str, Any], *, off_loop: bool) -> None:
+        frames = self._frames.take() if event.get("type") == "response.create" else []
+        match await asyncio.to_thread(parse_event, event, frames) if off_loop else parse_event(event, frames):
+            case CreateCommand() as command:
                 self._enqueue(command)
             case CancelCommand(response_id):
                 await self._cancel(response_id)
             case InterruptCommand(response_id, stream_id):
                 await self._interrupt(response_id, stream_id)
-            case ResumeCommand():
+            case ResumeCommand() as command:
                 await self._resume(command)
-            case SubscribeCommand():
+            case SubscribeCommand() as command:
                 await self._subscribe(command)
             case UnsubscribeCommand(conversation_id):
                 await self._unsubscribe(conversation_id)
@@ -123,7 +81,7 @@ class ResponsesSocket:
             api_error = as_api_error(error)
             told = {"code": api_error.code, "message": api_error.message}
             event = {"type": "response.interrupt.failed", "response_id": response_id, "error": told}
-        await self._send(on_lane(compact({**event, "sequence_number": 0}), stream_id))
+        await self._send_text(on_lane(compact({**event, "sequence_number": 0}), stream_id))
 
     async def _resume(self, command: ResumeCommand) -> None:
         self._require_place()
@@ -154,7 +112,7 @@ class ResponsesSocket:
         task.cancel()
         await asyncio.wait([task])
         told = {"type": "conversation.unsubscribed", "conversation": conversation_id, "code": None, "message": None}
-        await self._send(compact({**told, "subscription": conversation_id, "cursor": None}))
+        await self._send_text(compact({**told, "subscription": conversation_id, "cursor": None}))
 
     def _enqueue(self, command: CreateCommand) -> None:
         lane = self._lanes.get(command.stream_id)
@@ -170,14 +128,8 @@ class ResponsesSocket:
             lane.append(command)
 
     def _require_place(self) -> None:
-        if len(self._senders) >= MAX_LANES:
+        if len(self._tasks) >= MAX_LANES:
             raise ApiError("rate_limit_exceeded", f"At most {MAX_LANES} streams run on one connection; wait.")
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self._tasks.create_task(work)
-        self._senders.add(task)
-        task.add_done_callback(self._senders.discard)
-        return task
 
     async def _run_lane(self, stream_id: str | None) -> None:
         lane = self._lanes[stream_id]
@@ -194,7 +146,7 @@ class ResponsesSocket:
         try:
             log = await turns.respond(self._owner_id, command.turn)
         except Exception as error:  # noqa: BLE001  every failure is an error event on the lane
-            await self._send_error(error, command.stream_id)
+            await self._tell(error, {"stream_id": command.stream_id})
         else:
             await self._send_all(log.read(), command.stream_id)
 
@@ -205,22 +157,20 @@ class ResponsesSocket:
     async def _send_all(self, events: LogReader, stream_id: str | None) -> None:
         with events:
             async for event in events:
-                await self._send(on_lane(event.payload, stream_id))
+                await self._send_text(on_lane(event.payload, stream_id))
 
     async def _show(self, frames: AsyncGenerator[str, None], stream_id: str | None) -> None:
         """A subscription to its end; one that fails says so on its lane."""
         try:
             async with contextlib.aclosing(frames):
                 async for text in frames:
-                    await self._send(on_lane(text, stream_id))
+                    await self._send_text(on_lane(text, stream_id))
         except ClientGone:
             pass
         except Exception as error:  # noqa: BLE001  a subscription never ends the connection
             with contextlib.suppress(ClientGone):
-                await self._send_error(error, stream_id)
+                await self._tell(error, {"stream_id": stream_id})
 
-    async def _send_error(self, error: Exception, stream_id: object) -> None:
-        api_error = as_api_error(error)
-        if api_error.status >= 500:
-            _log.error("a frame was answered with %s", api_error.code, exc_info=error)
-        await self._send(on_lane(compact(api_error.frame()), stream_id if isinstance(stream_id, str) else None))
+    async def _send_api_error(self, error: ApiError, event: dict[str, Any]) -> None:
+        stream_id = event.get("stream_id")
+        await self._send_text(on_lane(compact(error.frame()), stream_id if isinstance(stream_id, str) else None))
