@@ -1,7 +1,11 @@
-"""What the server costs beside the engine, and what idle connections cost it, on the shipped model.
+"""What the server costs beside the engine, and what idle connections cost it.
 
-PYTHONPATH=. python benchmarks/server_load.py streams    16 streams over a websocket, beside the engine in process
-PYTHONPATH=. python benchmarks/server_load.py idle       5,000 idle connections: memory of each, gaps of 16 streams
+PYTHONPATH=. python benchmarks/server_load.py streams                   16 streams over a websocket, beside the engine
+                                                                        in process, on the shipped model
+PYTHONPATH=. python benchmarks/server_load.py streams --model medium    the same on the random model of 45 million
+                                                                        parameters that the engine's benchmarks use
+PYTHONPATH=. python benchmarks/server_load.py idle                      5,000 idle connections: memory of each, gaps of
+                                                                        16 streams
 
 Both sides of a ratio are measured in turns in one run, with the same requests and seeds, and compared by their medians.
 The engine in process runs in a process of its own too, so that each side has one process for the model and this one to
@@ -10,6 +14,7 @@ read. `ulimit -n` must allow the connections, in this process and in the server'
 
 import argparse
 import asyncio
+import contextlib
 import json
 import multiprocessing
 import os
@@ -18,6 +23,7 @@ import statistics
 import struct
 import tempfile
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -73,13 +79,13 @@ async def served_round(url: str, seed: int, most: int) -> tuple[float, list[floa
     return sum(tokens for tokens, _ in ended) / seconds, [gap for _, gaps in ended for gap in gaps]
 
 
-def engine_process(asked: Connection, most: int) -> None:
+def engine_process(asked: Connection, model: str, most: int) -> None:
     """Answers "seed" with tokens a second, until it is sent None."""
-    asyncio.run(_engine_rounds(asked, most))
+    asyncio.run(_engine_rounds(asked, model, most))
 
 
-async def _engine_rounds(asked: Connection, most: int) -> None:
-    engine = load_engine(Settings())
+async def _engine_rounds(asked: Connection, model: str, most: int) -> None:
+    engine = load_engine(Settings(model=model))
     while (seed := await asyncio.to_thread(asked.recv)) is not None:
         started = time.perf_counter()
         counts = await asyncio.gather(*(_engine_stream(engine, seed + n, most) for n in range(STREAMS)))
@@ -103,13 +109,25 @@ async def _no_image(digest: str) -> bytes:
     raise ValueError(digest)
 
 
-async def streams(rounds: int, most: int) -> None:
+@contextlib.contextmanager
+def chosen(model: str) -> Iterator[str]:
+    """The model to serve by its name; `medium` is made here."""
+    if model != "medium":
+        yield model
+        return
+    from medium_checkpoint import save_checkpoint
+
+    with tempfile.TemporaryDirectory() as folder:
+        yield str(save_checkpoint(Path(folder) / "medium"))
+
+
+async def streams(model: str, rounds: int, most: int) -> None:
     """16 streams through the server beside 16 in the engine alone, in turns."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    engine = context.Process(target=engine_process, args=(there, most), daemon=True)
+    engine = context.Process(target=engine_process, args=(there, model, most), daemon=True)
     engine.start()
-    with tempfile.TemporaryDirectory() as folder, ServerProcess(Path(folder) / "chat.db") as server:
+    with tempfile.TemporaryDirectory() as folder, ServerProcess(Path(folder) / "chat.db", "--model", model) as server:
         rates: dict[str, list[float]] = {"alone": [], "served": []}
         works: dict[str, list[float]] = {"alone": [], "served": []}
         for number in range(rounds + 1):  # the first warms both up
@@ -212,6 +230,7 @@ def main() -> None:
     """Run one of the two."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("streams", "idle"))
+    parser.add_argument("--model", default=Settings().model, help="of the streams")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--connections", type=int, default=5000)
     parser.add_argument("--tokens", type=int, default=200, help="most tokens of an answer")
@@ -219,7 +238,11 @@ def main() -> None:
     rounds, most = arguments.rounds, arguments.tokens
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit[1], limit[1]))
-    asyncio.run(streams(rounds, most) if arguments.what == "streams" else idle(arguments.connections, rounds, most))
+    if arguments.what == "idle":
+        asyncio.run(idle(arguments.connections, rounds, most))
+        return
+    with chosen(arguments.model) as model:
+        asyncio.run(streams(model, rounds, most))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,8 @@ PYTHONPATH=. python benchmarks/soak.py --minutes 30
 
 Clients come and go, talk with pictures, break off, resume, cancel, list, search, delete and make mistakes, over the
 websocket and over HTTP. Memory is what the server's processes have resident, the image workers' too, and beside it
-the same without what the engine's caches hold by its own count: those grow up to what the settings allow them, and on
-a slow machine five minutes do not fill them. Small caches fill sooner:
-
-PYTHONPATH=. python benchmarks/soak.py -- --kv-cache-bytes 268435456 --parked-cache-bytes 67108864
+the same without what the engine's caches hold by its own count. Those grow up to what the settings allow them, which
+five minutes do not fill: so the server is given small ones (SMALL_CACHES), or those of the flags after `--`.
 """
 
 import argparse
@@ -33,6 +31,11 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from tests.end_to_end.server_process import ServerProcess
 
+SMALL_CACHES = (
+    *("--kv-cache-bytes", str(64 * 2**20)),
+    *("--parked-cache-bytes", str(16 * 2**20)),
+    *("--image-features-bytes", str(4 * 2**20)),
+)
 CLIENTS = 6
 WARM_MINUTES = 5.0
 SAMPLE_S = 5.0
@@ -205,9 +208,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("settings", nargs="*", help="flags of serve, after --")
+    parser.add_argument("settings", nargs="*", help="flags of serve, after --, in place of small caches")
     arguments = parser.parse_args()
-    asyncio.run(soak(arguments.minutes, arguments.seed, arguments.settings))
+    asyncio.run(soak(arguments.minutes, arguments.seed, arguments.settings or list(SMALL_CACHES)))
 
 
 if __name__ == "__main__":

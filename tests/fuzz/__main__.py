@@ -22,7 +22,11 @@ MOST_FDS_LEFT = 10
 MOST_GROWTH = 1.25
 """Memory at the end, over that after the first tenth of the inputs."""
 
-SETTINGS = ("--handshake-timeout-s", "2", "--body-timeout-s", "3", "--stalled-timeout-s", "3", "--ping-timeout-s", "5")
+SETTINGS = (
+    *("--handshake-timeout-s", "2", "--body-timeout-s", "3", "--stalled-timeout-s", "3", "--ping-timeout-s", "5"),
+    # Caches that the first inputs fill: what grows after that is a leak.
+    *("--kv-cache-bytes", "67108864", "--parked-cache-bytes", "16777216", "--image-features-bytes", "4194304"),
+)
 
 
 def memory_bytes(pid: int) -> int:
