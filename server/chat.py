@@ -106,8 +106,9 @@ class ChatService:
         await self._tasks.__aexit__(kind, error, trace)
 
     def begin_stop(self) -> None:
-        """Take no more turns; those that run go on."""
+        """Take no more turns, and no tasks of batches; those that run go on."""
         self._stopping = True
+        self.tasks.batches.begin_stop()
 
     async def stop(self) -> None:
         """Take no more turns; those that run end as incomplete, with their text kept. Idempotent."""

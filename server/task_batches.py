@@ -151,9 +151,13 @@ class Batches:
                 return
             await running.news_after(seen)
 
+    def begin_stop(self) -> None:
+        """Begin no more tasks; those that run go on."""
+        self.stopping = True
+
     async def stop(self) -> None:
         """Let go of all that runs, and take no more. Idempotent."""
-        self.stopping = True
+        self.begin_stop()
         for running in list(self._running.values()):
             await _cancelled(running)
 
