@@ -1,6 +1,6 @@
 """Clients of other people, unmodified, each a program of its own against the real server with the shipped model.
 
-Run by `make clients`, which installs them.
+Those in JavaScript run where `make clients` has installed them.
 """
 
 import base64
@@ -49,6 +49,12 @@ def node() -> Path:
     return NODE if NODE.exists() else Path("node")
 
 
+needs_packages = pytest.mark.skipif(
+    not (FOLDER / "js" / "node_modules").is_dir(), reason="the clients in JavaScript are not installed: make clients"
+)
+
+
+@needs_packages
 def test_openai_of_javascript(server: ServerProcess, picture: str) -> None:
     said = told(node(), FOLDER / "js" / "openai_client.mjs", server.address, picture)
     assert "red circle" in said["whole"]
@@ -58,6 +64,7 @@ def test_openai_of_javascript(server: ServerProcess, picture: str) -> None:
     assert said["refused"] == [404, "response_not_found"]
 
 
+@needs_packages
 def test_agents_of_javascript(server: ServerProcess, picture: str) -> None:
     said = told(node(), FOLDER / "js" / "agents_client.mjs", server.address, picture)
     assert "red circle" in said["whole"]
@@ -88,6 +95,7 @@ def test_llm_with_an_image(server: ServerProcess, red_circle: bytes, tmp_path: P
     assert run(*asked[:5], "-c", "And its colour?", env=env).strip()
 
 
+@needs_packages
 def test_the_asyncapi_document_is_one(tmp_path: Path) -> None:
     document = FOLDER.parents[1] / "docs" / "asyncapi.json"
     assert told(node(), FOLDER / "js" / "validate_asyncapi.mjs", document) == {"read": True, "errors": []}
