@@ -22,6 +22,9 @@ from tests.fuzz.inputs import Hostile, hostile
 ANSWER_S = 0.05
 """How long an input's first answer is waited for; what comes later is read with the next one's."""
 
+PATIENCE_S = 60.0
+"""How long the client that must come to no harm waits for a machine that is busy with the others."""
+
 CLIENTS = 8
 UPGRADE = (
     "GET {path} HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
@@ -148,7 +151,8 @@ class Attacker:
 
 async def stream_meanwhile(address: str, report: Report, stop: asyncio.Event) -> None:
     """The client that must come to no harm: answers, one after another, each of which must come whole."""
-    async with connect(f"ws://{address}/v1/responses", proxy=None, compression=None, ping_interval=None) as opened:
+    url = f"ws://{address}/v1/responses"
+    async with connect(url, proxy=None, compression=None, ping_interval=None, open_timeout=PATIENCE_S) as opened:
         while not stop.is_set():
             request = {"type": "response.create", "input": "What is in this image?", "max_output_tokens": 30}
             await opened.send(json.dumps(request))
