@@ -21,58 +21,38 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        registry = self.registry
-        self.connections = Gauge(
-            "websocket_connections", "Websockets that are open.", ("route",), namespace=PREFIX, registry=registry
+        self.connections = self._gauge("websocket_connections", "Websockets that are open.", "route")
+        self.http_requests = self._counter(
+            "http_requests", "HTTP requests that were answered.", "method", "route", "status"
         )
-        self.http_requests = Counter(
-            "http_requests",
-            "HTTP requests that were answered.",
-            ("method", "route", "status"),
-            namespace=PREFIX,
-            registry=registry,
+        self.http_seconds = self._seconds(
+            "http_request_seconds", "From an HTTP request to the end of its answer.", "route"
         )
-        self.http_seconds = Histogram(
-            "http_request_seconds",
-            "From an HTTP request to the end of its answer.",
-            ("route",),
-            buckets=LATENCY_S,
-            namespace=PREFIX,
-            registry=registry,
-        )
-        self.received_bytes = Counter(
-            "received_bytes", "Bytes of bodies and messages that came in.", namespace=PREFIX, registry=registry
-        )
-        self.errors = Counter(
-            "errors", "Errors that clients were told of.", ("code",), namespace=PREFIX, registry=registry
-        )
-        self.turns = Counter("turns", "Answers that ended.", ("end",), namespace=PREFIX, registry=registry)
-        self.turns_running = Gauge(
-            "turns_running", "Answers that wait or are under way.", namespace=PREFIX, registry=registry
-        )
-        self.tokens = Counter("tokens", "Tokens of answers that ended.", ("kind",), namespace=PREFIX, registry=registry)
-        self.first_token_seconds = Histogram(
-            "time_to_first_token_seconds",
-            "From a turn's start to its first text.",
-            buckets=LATENCY_S,
-            namespace=PREFIX,
-            registry=registry,
+        self.received_bytes = self._counter("received_bytes", "Bytes of bodies and messages that came in.")
+        self.errors = self._counter("errors", "Errors that clients were told of.", "code")
+        self.turns = self._counter("turns", "Answers that ended.", "end")
+        self.turns_running = self._gauge("turns_running", "Answers that wait or are under way.")
+        self.tokens = self._counter("tokens", "Tokens of answers that ended.", "kind")
+        self.first_token_seconds = self._seconds(
+            "time_to_first_token_seconds", "From a turn's start to its first text."
         )
         self.tokens_per_second = Histogram(
             "answer_tokens_per_second",
             "Pace of an answer, from its first text to its last.",
             buckets=RATES,
             namespace=PREFIX,
-            registry=registry,
+            registry=self.registry,
         )
-        self.database_seconds = Histogram(
-            "database_seconds",
-            "Calls of the store, waiting included.",
-            ("kind",),
-            buckets=LATENCY_S,
-            namespace=PREFIX,
-            registry=registry,
-        )
+        self.database_seconds = self._seconds("database_seconds", "Calls of the store, waiting included.", "kind")
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, namespace=PREFIX, registry=self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, namespace=PREFIX, registry=self.registry)
+
+    def _seconds(self, name: str, text: str, *labels: str) -> Histogram:
+        return Histogram(name, text, labels, buckets=LATENCY_S, namespace=PREFIX, registry=self.registry)
 
     def watch_engine(self, counters: Callable[[], Mapping[str, float]]) -> None:
         """Show the engine's counters too."""
