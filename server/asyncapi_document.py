@@ -22,6 +22,7 @@ CLIENT_EVENTS: Mapping[str, type[BaseModel]] = {
     "response.create": responses_request.ResponseCreate,
     "response.cancel": responses_request.ResponseCancel,
     "response.interrupt": responses_request.ResponseInterrupt,
+    "response.steer": responses_request.ResponseSteer,
     "response.resume": responses_request.ResponseResume,
     "conversation.subscribe": responses_request.ConversationSubscribe,
     "conversation.unsubscribe": responses_request.ConversationUnsubscribe,

@@ -86,6 +86,13 @@ class ResponseInterrupt(WireModel):
     stream_id: StreamId | None = None
 
 
+class ResponseSteer(WireModel):
+    """The `response.steer` event: more input for an answer that is under way. It is always refused."""
+
+    previous_response_id: Annotated[str, Field(max_length=256)]
+    input: str | list[dict[str, Any]]
+
+
 class ResponseResume(WireModel):
     """The `response.resume` event."""
 
@@ -133,6 +140,14 @@ class InterruptCommand:
 
 
 @dataclass(frozen=True, slots=True)
+class SteerCommand:
+    """Say something into an answer that is under way."""
+
+    previous_response_id: str
+    input: str | list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
 class ResumeCommand:
     """Send the events of a response numbered above `starting_after`, then those that come."""
 
@@ -157,7 +172,15 @@ class UnsubscribeCommand:
     conversation_id: str
 
 
-Command = CreateCommand | CancelCommand | InterruptCommand | ResumeCommand | SubscribeCommand | UnsubscribeCommand
+Command = (
+    CreateCommand
+    | CancelCommand
+    | InterruptCommand
+    | SteerCommand
+    | ResumeCommand
+    | SubscribeCommand
+    | UnsubscribeCommand
+)
 
 
 def parse_event(event: dict[str, Any], frames: Sequence[bytes] = ()) -> Command:
@@ -176,6 +199,9 @@ def parse_event(event: dict[str, Any], frames: Sequence[bytes] = ()) -> Command:
         case "response.interrupt":
             interrupt = validate(ResponseInterrupt, event)
             return InterruptCommand(interrupt.response_id, interrupt.stream_id)
+        case "response.steer":
+            steer = validate(ResponseSteer, event)
+            return SteerCommand(steer.previous_response_id, steer.input)
         case "response.resume":
             resume = validate(ResponseResume, event)
             return ResumeCommand(resume.response_id, resume.starting_after, resume.stream_id)

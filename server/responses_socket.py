@@ -19,6 +19,7 @@ from idefics_chat.server.responses_request import (
     CreateCommand,
     InterruptCommand,
     ResumeCommand,
+    SteerCommand,
     SubscribeCommand,
     UnsubscribeCommand,
     parse_event,
@@ -36,6 +37,8 @@ from idefics_chat.storage.store import Store
 
 MAX_LANES = 32
 MAX_WAITING_PER_LANE = 16
+MAX_ECHOED_CHARACTERS = 32 * 2**10
+"""Of an input that is given back."""
 
 
 class ResponsesSocket(SocketConnection):
@@ -61,6 +64,8 @@ class ResponsesSocket(SocketConnection):
                 await self._cancel(response_id)
             case InterruptCommand(response_id, stream_id):
                 await self._interrupt(response_id, stream_id)
+            case SteerCommand() as command:
+                await self._refuse_steering(command)
             case ResumeCommand() as command:
                 await self._resume(command)
             case SubscribeCommand() as command:
@@ -82,6 +87,18 @@ class ResponsesSocket(SocketConnection):
             told = {"code": api_error.code, "message": api_error.message}
             event = {"type": "response.interrupt.failed", "response_id": response_id, "error": told}
         await self._send_text(on_lane(compact({**event, "sequence_number": 0}), stream_id))
+
+    async def _refuse_steering(self, command: SteerCommand) -> None:
+        """In the event that is for it: clients would take an error event for the answer's end."""
+        said = compact(command.input)
+        steer = {
+            "previous_response_id": command.previous_response_id,
+            "input": command.input if len(said) <= MAX_ECHOED_CHARACTERS else "",
+        }
+        message = "Answers are not steered here; interrupt the response, then send response.create."
+        error = {"type": "invalid_request_error", "code": "steering_not_supported", "message": message}
+        event = {"type": "response.steer.failed", "sequence_number": 0, "steer": steer, "error": error}
+        await self._send_text(compact(event))
 
     async def _resume(self, command: ResumeCommand) -> None:
         self._require_place()

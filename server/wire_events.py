@@ -6,7 +6,7 @@ subscription `subscription` and `cursor`.
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from idefics_chat.server.wire_objects import (
     ConversationObject,
@@ -165,6 +165,30 @@ class InterruptFailed(ServerEvent):
     sequence_number: Literal[0]
 
 
+class Steer(WireObject):
+    """What was to be said into an answer; `input` as it was sent, or empty where that was long."""
+
+    previous_response_id: str
+    input: str | list[dict[str, Any]]
+
+
+class SteerError(WireObject):
+    """Why it was not."""
+
+    type: Literal["invalid_request_error"]
+    code: Literal["steering_not_supported"]
+    message: str
+
+
+class SteerFailed(ServerEvent):
+    """Nothing can be said into an answer that is under way. The answer goes on."""
+
+    type: Literal["response.steer.failed"]
+    steer: Steer
+    error: SteerError
+    sequence_number: Literal[0]
+
+
 class ConversationSubscribed(Watched):
     """The subscription stands."""
 
@@ -223,6 +247,7 @@ EVENTS: Mapping[str, type[ServerEvent]] = MappingProxyType(
             ErrorEvent,
             InterruptAccepted,
             InterruptFailed,
+            SteerFailed,
             ConversationSubscribed,
             ConversationItemAdded,
             ConversationItemDeleted,

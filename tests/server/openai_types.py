@@ -20,6 +20,7 @@ EVENT_TYPES: dict[str, type[BaseModel]] = {
     "response.completed": responses.ResponseCompletedEvent,
     "response.incomplete": responses.ResponseIncompleteEvent,
     "response.failed": responses.ResponseFailedEvent,
+    "response.steer.failed": responses.ResponseSteerFailedEvent,
     "error": responses.ResponseErrorEvent,
 }
 """Every event that the server sends on the Responses websocket and that the package knows."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from idefics_chat.server import responses_socket
 from idefics_chat.server.responses_socket import ResponsesSocket
 from idefics_chat.server.socket_frames import ClientGone, SocketLimits, on_lane
 from tests.server.http_world import answer
@@ -105,6 +106,23 @@ async def test_an_interrupt_is_accepted_before_the_end_that_it_brings(world: Wor
         )
         ended = (await line.until("response.incomplete"))["response"]
         assert (ended["status"], ended["output"][0]["content"][0]["text"]) == ("cancelled", "Hel")
+
+
+async def test_steering_is_refused_in_its_own_event_and_the_answer_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with connected(world) as line:
+        line.say("response.create", input="Hi")
+        response_id = (await line.until("response.created"))["response"]["id"]
+        said = [{"type": "message", "role": "user", "content": "Shorter"}]
+        for most, given_back in ((1000, said), (10, "")):
+            monkeypatch.setattr(responses_socket, "MAX_ECHOED_CHARACTERS", most)
+            line.say("response.steer", previous_response_id=response_id, input=said)
+            failed = await line.until("response.steer.failed", "error")
+            assert failed["error"]["code"] == "steering_not_supported"
+            assert failed["steer"] == {"previous_response_id": response_id, "input": given_back}
+        await answer(world, 0, "Hello")
+        assert (await line.until("response.completed"))["response"]["id"] == response_id
 
 
 async def test_an_interrupt_that_comes_too_late_fails_without_an_error_event(world: World) -> None:
