@@ -14,6 +14,9 @@ from idefics_chat.server.uploads import image_file_id
 
 Json = dict[str, Any]
 
+MAX_EVENT_ID = 512
+"""Characters of a client's event id that are given back."""
+
 STATUSES = {
     "response.completed": "completed",
     "response.incomplete": "incomplete",
@@ -39,7 +42,8 @@ def session_object(session_id: str, model: str, instructions: str, max_output_to
 
 def error_event(error: ApiError, client_event_id: object) -> Json:
     """What tells a client of an error, and of which of its events it is."""
-    named = {"event_id": client_event_id} if isinstance(client_event_id, str) else {}
+    is_named = isinstance(client_event_id, str) and len(client_event_id) <= MAX_EVENT_ID
+    named = {"event_id": client_event_id} if is_named else {}
     return {"type": "error", "error": {**error.body(), **named}}
 
 

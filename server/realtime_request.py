@@ -16,7 +16,7 @@ from idefics_chat.server.input_items import InputItem, read_items, read_message
 from idefics_chat.server.turns import InputMessage
 
 MaxTokens = Annotated[int, Field(ge=1)] | Literal["inf"]
-EventId = Annotated[str, Field(max_length=512)]
+MAX_INSTRUCTIONS = 150_000
 ItemId = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -28,10 +28,10 @@ class RealtimeItem(InputItem):
 
 
 class SessionFields(WireModel):
-    """What of a session can be changed."""
+    """What of a session can be changed. It is echoed whole, and clients bound frames at 1 MiB."""
 
     type: Literal["realtime"] = "realtime"
-    instructions: str | None = None
+    instructions: Annotated[str, Field(max_length=MAX_INSTRUCTIONS)] | None = None
     max_output_tokens: MaxTokens | None = None
 
 

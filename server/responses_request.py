@@ -23,7 +23,8 @@ LOGPROBS = "message.output_text.logprobs"
 _TRANSPORT_FIELDS = {"type", "stream_id", "idempotency_key", "stream", "client_metadata"}
 
 
-StreamId = Annotated[str, Field(max_length=256)]
+MAX_LANE_CHARACTERS = 256
+StreamId = Annotated[str, Field(max_length=MAX_LANE_CHARACTERS)]
 
 OnDisconnect = Literal["continue", "cancel"] | Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 """What becomes of an answer that nobody reads any more: it goes on, it ends, or it ends after so many seconds."""

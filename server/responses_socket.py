@@ -15,6 +15,7 @@ from idefics_chat.server.errors import ApiError, as_api_error
 from idefics_chat.server.json_text import compact
 from idefics_chat.server.response_log import LogReader
 from idefics_chat.server.responses_request import (
+    MAX_LANE_CHARACTERS,
     CancelCommand,
     CreateCommand,
     InterruptCommand,
@@ -190,4 +191,5 @@ class ResponsesSocket(SocketConnection):
 
     async def _send_api_error(self, error: ApiError, event: dict[str, Any]) -> None:
         stream_id = event.get("stream_id")
-        await self._send_text(on_lane(compact(error.frame()), stream_id if isinstance(stream_id, str) else None))
+        is_lane = isinstance(stream_id, str) and len(stream_id) <= MAX_LANE_CHARACTERS
+        await self._send_text(on_lane(compact(error.frame()), stream_id if is_lane else None))

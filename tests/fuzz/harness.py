@@ -30,6 +30,9 @@ UPGRADE = (
     "GET {path} HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
     "sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
+REFUSALS = ("server_busy", "rate_limit_exceeded")
+"""What the other client is told, too, where those beside it, at the same address, take all places there are."""
+
 BAD = (b"Traceback", b"server_error", b'File "/', b"site-packages")
 
 
@@ -49,7 +52,10 @@ class Report:
 
     def judge_event(self, given: Hostile, text: str | bytes) -> None:
         """One websocket message, which must be an event."""
-        self.judge(given, text if isinstance(text, bytes) else text.encode())
+        frame = text if isinstance(text, bytes) else text.encode()
+        self.judge(given, frame)
+        if len(frame) > 2**20:
+            self.failures.append(f"{given.path} {given.data[:300]!r} was answered with {len(frame)} bytes")
         event = json.loads(text)
         if event["type"] == "error":
             code = event["error"]["code"]
@@ -160,7 +166,7 @@ async def stream_meanwhile(address: str, report: Report, stop: asyncio.Event) ->
             while True:
                 event = json.loads(await opened.recv())
                 if event["type"] == "error":
-                    if event["error"]["code"] != "server_busy":
+                    if event["error"]["code"] not in REFUSALS:
                         report.failures.append(f"the other client met {event['error']}")
                     break
                 numbers.append(event["sequence_number"])

@@ -294,11 +294,14 @@ async def test_what_is_wrong_with_a_frame_is_told_and_the_connection_stays(world
             ('{"type": "conversation.item.truncate", "item_id": "x"}', "unsupported_value"),
             ('{"type": "response.create", "response": {"output_modalities": ["audio"]}}', "unsupported_value"),
             ('{"type": "response.create", "response": {"input": []}}', "unsupported_value"),
+            (json.dumps({"type": "session.update", "session": {"instructions": "x" * 150_001}}), "invalid_value"),
             ('{"type": "conversation.item.create", "item": {"type": "function_call"}}', "unsupported_value"),
             ("x" * 1_000_001, "frame_too_large"),
         ):
             line.arriving.put_nowait(frame)
             assert (await line.refused())["code"] == code, frame
+        line.say("dance", event_id="x" * 513)
+        assert "event_id" not in await line.refused()
         line.add(picture(png[:40]))
         assert (await line.refused())["code"] == "invalid_image"
         line.add(text("Hi"))

@@ -125,6 +125,14 @@ async def test_steering_is_refused_in_its_own_event_and_the_answer_goes_on(
         assert (await line.until("response.completed"))["response"]["id"] == response_id
 
 
+async def test_no_error_gives_back_more_than_a_name(world: World) -> None:
+    async with connected(world) as line:
+        line.say("response.dance", stream_id="x" * 256)
+        assert (await line.until("error"))["stream_id"] == "x" * 256
+        line.say("response.dance", stream_id="x" * 257)
+        assert "stream_id" not in await line.until("error")
+
+
 async def test_an_interrupt_that_comes_too_late_fails_without_an_error_event(world: World) -> None:
     async with connected(world) as line:
         line.say("response.create", input="Hi")
