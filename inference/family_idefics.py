@@ -86,6 +86,8 @@ class Idefics:
         return place
 
     def reserve_rows(self, rows: int) -> None:
+        if rows == len(self._row_sees):
+            return
         kept = min(rows, len(self._row_sees))
         grown = [self._no_image(projection, rows) for projection in self._projections]
         for new, old in zip(grown, self._row_projections, strict=True):

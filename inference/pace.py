@@ -5,45 +5,70 @@ that it takes little longer than a decode step, from what both took lately.
 """
 
 SHARE = 1.0
-"""Time for prompts in one step, in decode steps: a gap between two tokens is then about twice as long as without."""
+"""Time for prompts in one step, in decode steps, while one request joins: a gap between two tokens is then about twice
+as long as without."""
+
+MOST_SHARE = 4.0
+"""The same where several join: read together they are read sooner than one by one, which spares the others more gaps
+than it makes longer. Beyond it only if more are joining than so many times those that are decoding."""
 
 SMOOTHING = 0.2
-"""How much one more measurement moves the estimate."""
+"""How much one more measurement moves the estimate of a decode step."""
+
+FORGETTING = 0.1
+"""How much one more measurement makes earlier ones of reading weigh less."""
+
+LEAST_SLOPE = 0.2
+"""A token costs at least this part of the mean, so that one measurement that was disturbed cannot make it seem free."""
 
 LEAST_TOKENS = 16
 """A smaller part would cost more in overhead than it spares the others."""
 
 
 class Pace:
-    """Watches what steps cost. Times are in seconds."""
+    """Watches what steps cost. Times are in seconds.
+
+    Reading costs something however little is read, and then something for each token: both are estimated, by least
+    squares over the latest measurements. To take the mean cost of a token would end in ever smaller parts, since small
+    parts make it large.
+    """
 
     def __init__(self, most_tokens: int) -> None:
         self._most_tokens = most_tokens
-        self._token_s: float | None = None
         self._decode_s: float | None = None
+        # Sums over what was read, older ones weighing less: 1, tokens, tokens squared, seconds, tokens times seconds.
+        self._sums = [0.0] * 5
 
     def prefill_tokens(self, decoding: int, joining: int = 1) -> int:
         """Tokens of prompts to read in this step, while `decoding` requests wait for their next token.
 
-        Where more are `joining` than are decoding, they get more of the time: a batch that fills soon is best for all.
+        The more are `joining`, the more of the time they get: a batch that fills soon is best for all.
         """
         if not decoding:
             return self._most_tokens
-        if self._token_s is None or self._decode_s is None:
+        if not self._sums[0] or self._decode_s is None:
             return min(self._most_tokens, 4 * LEAST_TOKENS)
-        share = SHARE * max(1.0, joining / decoding)
-        fitting = int(share * self._decode_s / max(self._token_s, 1e-9))
+        share = SHARE * max(1.0, min(joining, MOST_SHARE), joining / decoding)
+        start_s, token_s = self._reading_costs()
+        fitting = int((share * self._decode_s - start_s) / max(token_s, 1e-9))
         return max(min(LEAST_TOKENS, self._most_tokens), min(self._most_tokens, fitting))
 
     def prefilled(self, tokens: int, seconds: float) -> None:
         """Say what reading so many tokens took."""
         if tokens > 0:
-            self._token_s = _moved(self._token_s, seconds / tokens)
+            fresh = (1.0, tokens, tokens * tokens, seconds, tokens * seconds)
+            self._sums = [(1 - FORGETTING) * old + new for old, new in zip(self._sums, fresh, strict=True)]
 
     def decoded(self, seconds: float) -> None:
         """Say what a decode step took."""
-        self._decode_s = _moved(self._decode_s, seconds)
+        before = seconds if self._decode_s is None else self._decode_s
+        self._decode_s = before + SMOOTHING * (seconds - before)
 
-
-def _moved(estimate: float | None, measured: float) -> float:
-    return measured if estimate is None else estimate + SMOOTHING * (measured - estimate)
+    def _reading_costs(self) -> tuple[float, float]:
+        """Seconds that reading takes to start, and those for each token."""
+        weight, tokens, squares, seconds, products = self._sums
+        spread = weight * squares - tokens * tokens
+        mean = seconds / tokens
+        slope = (weight * products - tokens * seconds) / spread if spread > 1e-6 * tokens * tokens else mean
+        slope = min(mean, max(LEAST_SLOPE * mean, slope))
+        return max(0.0, (seconds - slope * tokens) / weight), slope

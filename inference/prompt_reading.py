@@ -20,6 +20,7 @@ from idefics_chat.inference.kv_slots import Chunk
 from idefics_chat.inference.pace import Pace
 from idefics_chat.inference.prefix_store import common_length
 from idefics_chat.inference.running_jobs import RunningJobs
+from idefics_chat.inference.sampling import checked
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +112,8 @@ class PromptReading:
         parts = [self._part(job, most) for job in reading]
         for part in parts:
             try:
-                if self._images.encode(part.job, part.job.digests_from(part.start, part.end)):
+                digests = part.job.digests_from(part.start, part.end)
+                if self._jobs.with_memory(partial(self._images.encode, part.job, digests)):
                     return 0
             except Exception as error:  # noqa: BLE001  whatever it is, it ends only its own request
                 self._jobs.fail(part.job, error)
@@ -158,11 +160,13 @@ class PromptReading:
         return [logits[-part.kept :] for logits, part in zip(found, parts, strict=True)]
 
     def _take(self, part: Part, logits: Tensor) -> None:
-        """Note that a part was read; a prompt that is read to its end decodes from now on."""
+        """Note that a part was read; a prompt that is read to its end decodes from now on. Raises as sampling does."""
         job, end = part.job, part.end
         if job.scored_from is not None and end >= job.scored_from:
             job.score += _log_likelihood(logits, job.lead.ids[end - part.kept + 1 : end + 1])
         self._jobs.counters.tokens_prefilled += end - part.start
+        # Whatever becomes of it, what stands in the cache is kept for later.
+        checked(logits[-1])
         if job.is_read:
             self._begin(job, logits[-1])
 

@@ -149,7 +149,8 @@ class SlotRows:
                 if shape != (self.tensors.rows, self.tensors.tokens):
                     self.parked.set_device_budget(self._budget_bytes - need)
                     self.tensors.resize(*shape, keep=len(self.decoding) + len(self.reading))
-                    self._family.reserve_rows(shape[0])
+                # Whether or not the tensors had this shape already: memory may have run out in between.
+                self._family.reserve_rows(shape[0])
                 return True
         return False
 

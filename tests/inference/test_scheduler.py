@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from idefics_chat.inference.errors import GenerationFailed
 from idefics_chat.inference.family import EncodedImage, PreparedImage
 from idefics_chat.inference.feature_files import FeatureFiles, FeatureStore, StoredFeatures
 from idefics_chat.inference.image_encoding import ImageEncoding
@@ -45,6 +47,55 @@ questions = st.tuples(
 )
 
 
+class Faulty:
+    """A family in which memory runs out when it is told to, and in which what is done for `bad` jobs goes wrong."""
+
+    def __init__(self, family: Any) -> None:
+        self._family = family
+        self.scheduler: Any = None
+        self.short_of_memory: set[str] = set()
+        self.bad: dict[Any, str] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._family, name)
+
+    def encode(self, prepared: Any) -> Any:
+        self._allocate("encode")
+        return self._family.encode(prepared)
+
+    def reserve_rows(self, rows: int) -> None:
+        self._allocate("reserve_rows")
+        self._family.reserve_rows(rows)
+
+    def prefill(self, ids: Any, places: Any, images: Any, slots: Any, step: Any, keep: int = 1) -> Any:
+        self._allocate("prefill")
+        spoilt = self._spoilt(range(step.first, step.first + len(ids)))
+        return self._spoil(self._family.prefill(ids, places, images, slots, step, keep), slots, step.first, spoilt)
+
+    def decode(self, ids: Any, slots: Any, step: Any) -> Any:
+        self._allocate("decode")
+        spoilt = self._spoilt(range(len(self.scheduler.rows.decoding)))
+        return self._spoil(self._family.decode(ids, slots, step), slots, 0, spoilt)
+
+    def _allocate(self, part: str) -> None:
+        if part in self.short_of_memory:
+            self.short_of_memory.remove(part)
+            raise torch.OutOfMemoryError(part)
+
+    def _spoilt(self, rows: range) -> list[int]:
+        bad = {branch.row: kind for job, kind in self.bad.items() for branch in job.branches if branch.row in rows}
+        if "raises" in bad.values():
+            raise RuntimeError("a row that is bad")
+        return list(bad)
+
+    def _spoil(self, logits: Any, slots: Any, first: int, rows: list[int]) -> Any:
+        for row in rows:
+            logits[row - first] = torch.nan
+            for keys, values in slots.layers:
+                keys[row] = values[row] = torch.nan
+        return logits
+
+
 def flat(pieces: list[list[Any]]) -> list[Any]:
     return [token for piece in pieces for token in piece]
 
@@ -61,9 +112,9 @@ class Conversations(RuleBasedStateMachine):
         self.running: list[tuple[Any, list[Any], int, dict[str, Any], int]] = []
 
     @initialize(
-        rows=st.integers(1, 4),
-        prefill=st.sampled_from([1, 5, 64]),
-        parked_tokens=st.sampled_from([0, 60, 2000]),
+        rows=st.integers(1, 6),
+        prefill=st.sampled_from([1, 5, 64, 300, 300]),
+        parked_tokens=st.sampled_from([0, 60, 2000, 2000]),
         host_tokens=st.sampled_from([0, 80, 2000]),
         feature_bytes=st.sampled_from([0, 20_000, 10**9]),
         disk_bytes=st.sampled_from([0, 2_000, 20_000, 10**9]),
@@ -98,9 +149,11 @@ class Conversations(RuleBasedStateMachine):
     def start_up(self) -> None:
         self.files = FeatureFiles(self.folder, self.disk_bytes, "the kit's model")
         self.store = FeatureStore(self.kit.family, self.files)
+        self.family: Any = Faulty(self.kit.family)
         self.scheduler = Scheduler(
-            self.kit.family, self.limits, CONTEXT, keep_features=self.keep, fixed_shapes=self.fixed_shapes
+            self.family, self.limits, CONTEXT, keep_features=self.keep, fixed_shapes=self.fixed_shapes
         )
+        self.family.scheduler = self.scheduler
 
     def keep(self, digest: str, prepared: PreparedImage, encoded: EncodedImage) -> None:
         self.files.put(digest, StoredFeatures(prepared.token_ids, encoded.tensors))
@@ -145,7 +198,7 @@ class Conversations(RuleBasedStateMachine):
             changed = [self.kit.image(other) if piece == self.kit.image(one) else piece for piece in old]
             self.conversations[which % len(self.conversations)] = changed
 
-    @rule(asked=st.lists(questions, min_size=1, max_size=4), steps=st.integers(0, 8))
+    @rule(asked=st.lists(questions, min_size=1, max_size=6), steps=st.integers(0, 8))
     def ask(self, asked: list[tuple[int, list[Any], int, dict[str, Any], str | None]], steps: int) -> None:
         """Several requests at once, each about a conversation with something new at its end."""
         for which, new, count, options, group in asked:
@@ -177,6 +230,17 @@ class Conversations(RuleBasedStateMachine):
             self.scheduler.check()
         self.settle()
 
+    @rule(part=st.sampled_from(["encode", "reserve_rows", "prefill", "decode"]))
+    def memory_runs_out(self, part: str) -> None:
+        """The next time that this is done; what is kept for later goes, and answers are what they are."""
+        self.family.short_of_memory.add(part)
+
+    @rule(which=st.integers(0, 9), kind=st.sampled_from(["raises", "is not finite"]))
+    def go_wrong(self, which: int, kind: str) -> None:
+        """From its next step on nothing can be done for one request. It ends with an error, and no other does."""
+        if self.running:
+            self.family.bad[self.running[which % len(self.running)][0]] = kind
+
     @rule(which=st.integers(0, 9))
     def cancel(self, which: int) -> None:
         if self.running:
@@ -190,8 +254,11 @@ class Conversations(RuleBasedStateMachine):
         """Look at those that ended: their tokens, and that they ended once. Answers go on as conversations."""
         for entry in list(self.running):
             job, tokens, count, options, index = entry
-            assert not job.sink.errors
-            assert len(job.sink.results) <= 1
+            assert len(job.sink.results) + len(job.sink.errors) <= 1
+            if job.sink.errors:
+                assert job in self.family.bad
+                assert isinstance(job.sink.errors[0], GenerationFailed)
+                self.running.remove(entry)
             if not job.sink.results:
                 continue
             self.running.remove(entry)
@@ -316,6 +383,27 @@ def test_a_boolean_mask_under_eager_attention_is_caught(kit: Any, eager: None, m
         return attention_mask(step, shape, "sdpa", device)
 
     monkeypatch.setattr(f"{type(kit.family)._forward.__module__}.attention_mask", boolean)
+    with pytest.raises(AssertionError):
+        explore(kit, 400)
+
+
+def test_prompts_that_end_in_different_columns_are_caught(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def filled_up_on_the_right(step: Chunk, tokens: Any) -> list[Any]:
+        return [*tokens, *[tokens[-1]] * (step.width - len(tokens))]
+
+    monkeypatch.setattr(Chunk, "filled_up", filled_up_on_the_right)
+    with pytest.raises(AssertionError):
+        explore(kit, 400)
+
+
+def test_a_prompt_read_beside_others_that_sees_as_far_as_they_is_caught(
+    kit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_the_first_row(step: Any, shape: Any, implementation: str, device: Any) -> Any:
+        right = attention_mask(step, shape, implementation, device)
+        return right[:1].expand_as(right) if isinstance(step, Chunk) else right
+
+    monkeypatch.setattr(f"{type(kit.family)._forward.__module__}.attention_mask", of_the_first_row)
     with pytest.raises(AssertionError):
         explore(kit, 400)
 

@@ -1,0 +1,52 @@
+"""How much of a prompt is read in a step: what fits beside a decode step, whatever sizes were measured."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from idefics_chat.inference.pace import LEAST_TOKENS, MOST_SHARE, Pace
+
+costs = st.tuples(st.floats(0, 0.1), st.floats(1e-5, 1e-2))
+
+
+@given(costs, st.lists(st.integers(1, 1000), min_size=2, max_size=30), st.floats(0.001, 0.5), st.integers(1, 16))
+def test_what_is_read_takes_no_longer_than_its_share(
+    cost: tuple[float, float], sizes: list[int], decode_s: float, joining: int
+) -> None:
+    start_s, token_s = cost
+    pace = Pace(1024)
+    for size in [*sizes, 1, 500]:
+        pace.prefilled(size, start_s + token_s * size)
+    pace.decoded(decode_s)
+    tokens = pace.prefill_tokens(16, joining)
+    assert tokens == LEAST_TOKENS or start_s + token_s * tokens <= 1.01 * decode_s * min(joining, MOST_SHARE)
+
+
+def test_small_parts_do_not_lead_to_ever_smaller_ones() -> None:
+    pace = Pace(1024)
+    pace.decoded(0.05)
+    pace.prefilled(200, 0.015 + 0.0005 * 200)
+    for _ in range(30):
+        size = pace.prefill_tokens(4)
+        # A prompt is read in two parts, of which the second is a few tokens.
+        for part in (size, 2):
+            pace.prefilled(part, 0.015 + 0.0005 * part)
+    assert 60 <= size <= 70
+
+
+def test_nobody_is_held_up_where_nobody_decodes() -> None:
+    pace = Pace(1024)
+    pace.prefilled(16, 1.0)
+    pace.decoded(0.001)
+    assert pace.prefill_tokens(0) == 1024
+    assert pace.prefill_tokens(1) == LEAST_TOKENS
+
+
+@given(st.lists(st.tuples(st.integers(1, 1000), st.floats(0, 10)), max_size=20), st.integers(0, 16), st.integers(0, 16))
+def test_whatever_is_measured_something_is_read_and_not_too_much(
+    measured: list[tuple[int, float]], decoding: int, joining: int
+) -> None:
+    pace = Pace(256)
+    for tokens, seconds in measured:
+        pace.prefilled(tokens, seconds)
+        pace.decoded(seconds)
+    assert 1 <= pace.prefill_tokens(decoding, joining) <= 256
