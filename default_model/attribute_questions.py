@@ -13,13 +13,14 @@ from idefics_chat.default_model.wording import article, joined, plural, sentence
 def ask_color(scene: Scene, rng: random.Random) -> Question:
     """Of one shape by name; of several alike all colours; of one that is not there, that it is not."""
     shape = shape_to_ask(scene, rng)
-    found = [t.color for t in scene.things if t.shape == shape]
+    listed = tuple(t for t in scene.things if t.shape == shape)
+    found = [t.color for t in listed]
     if len(scene.things) == 1 and found and rng.random() < 0.35:
         text = rng.choice(("What color is it?", "What color is the shape?", "What is its color?", "Which color is it?"))
         return Question(text, sentence(found[0]), "color")
     answer = sentence(joined(found)) if found else f"There is no {shape}."
     if len(found) > 1 and rng.random() < 0.7:
-        return Question(f"What color are the {plural(shape)}?", answer, "color")
+        return Question(f"What color are the {plural(shape)}?", answer, "color", listed=listed)
     forms = (
         "What color is the {}?",
         "What color is the {}?",
@@ -27,7 +28,7 @@ def ask_color(scene: Scene, rng: random.Random) -> Question:
         "What is the color of the {}?",
         "And the {}?",
     )
-    return Question(rng.choice(forms[:-1]).format(shape), answer, "color" if found else "absent")
+    return Question(rng.choice(forms[:-1]).format(shape), answer, "color" if found else "absent", listed=listed)
 
 
 def ask_shape(scene: Scene, rng: random.Random) -> Question:
@@ -37,7 +38,8 @@ def ask_shape(scene: Scene, rng: random.Random) -> Question:
         )
         return Question(text, sentence(article(scene.things[0].shape)), "shape")
     color = color_to_ask(scene, rng)
-    found = [article(t.shape) for t in scene.things if t.color == color]
+    listed = tuple(t for t in scene.things if t.color == color)
+    found = [article(t.shape) for t in listed]
     forms = (
         "What shape is {}?",
         "Which shape is {}?",
@@ -46,7 +48,7 @@ def ask_shape(scene: Scene, rng: random.Random) -> Question:
         "What shape is the {} one?",
     )
     answer = sentence(joined(found)) if found else f"There is no {color} shape."
-    return Question(rng.choice(forms).format(color), answer, "shape" if found else "absent")
+    return Question(rng.choice(forms).format(color), answer, "shape" if found else "absent", listed=listed)
 
 
 def ask_size(scene: Scene, rng: random.Random) -> Question | None:

@@ -61,17 +61,20 @@ def echo(rng: random.Random) -> Document:
 
 def reminder(rng: random.Random, new_scene: Callable[[], Scene]) -> Document:
     """A short conversation in which much of what was said is asked for again."""
-    document, memory = Document(END), Memory()
-    if rng.random() < 0.6:
-        memory.scenes.append(new_scene())
-        add_turn(document, memory, ask(memory.scenes[0], rng), memory.scenes, rng)
-    for _ in range(rng.randint(3, 8)):
+    document, memory, before = Document(END), Memory(), ""
+    for _ in range(rng.randint(3, 9)):
+        shown = [new_scene()] if len(memory.scenes) < MAX_IMAGES and rng.random() < 0.3 else []
+        memory.scenes += shown
         question, dice = None, rng.random()
-        if dice < 0.5:
-            question = recall_fact(memory, rng) if rng.random() < 0.7 else recall_asked(memory, rng)
-        elif dice < 0.7:
-            question = ask(memory.scenes[0], rng) if memory.scenes else unknown(rng)
-        add_turn(document, memory, question or tell_fact(memory, rng), [], rng)
+        if dice < 0.4 and before != "recall said":
+            question = recall_asked(memory, rng)
+        elif dice < 0.6:
+            question = recall_fact(memory, rng)
+        elif dice < 0.9:
+            question = ask(memory.scenes[-1], rng) if memory.scenes else unknown(rng)
+        question = question or tell_fact(memory, rng)
+        add_turn(document, memory, question, shown, rng)
+        before = question.kind
     return document
 
 
@@ -115,8 +118,12 @@ class Course:
 
         def choose() -> Scene:
             dice = self.rng.random()
-            if dice < 0.35:
-                rows.append(self.rng.choice(self.table.alike if dice < 0.17 else self.table.crowded))
+            if dice < 0.17:
+                rows.append(self.rng.choice(self.table.alike))
+            elif dice < 0.35:
+                rows.append(self.rng.choice(self.table.crowded))
+            elif dice < 0.42:
+                rows.append(self.rng.choice(self.table.uniform))
             else:
                 rows.append(self.rng.randrange(len(self.table.scenes)))
             return self.table.scenes[rows[-1]]
@@ -126,7 +133,7 @@ class Course:
     def _sample(self, new_scene: Callable[[], Scene]) -> Document:
         if self.rng.random() < 0.03:
             return echo(self.rng)
-        if self.rng.random() < 0.05:
+        if self.rng.random() < 0.1:
             return reminder(self.rng, new_scene)
         beginner = self.rng.random() > self.progress / 0.14 - 1.25
         if self.rng.random() < (0.28 if self.progress > 0.12 else 0.06):

@@ -32,19 +32,21 @@ CAPTION_QUESTIONS = (
 
 
 def ask_caption(scene: Scene, rng: random.Random) -> Question:
-    return Question(rng.choice(CAPTION_QUESTIONS), sentence(caption(scene)), "caption")
+    return Question(rng.choice(CAPTION_QUESTIONS), sentence(caption(scene)), "caption", listed=scene.things)
 
 
 def ask_list(scene: Scene, rng: random.Random) -> Question:
     text = rng.choice(
         ("What shapes are there?", "Which shapes do you see?", "List the shapes.", "What objects are there?")
     )
-    return Question(text, sentence(listing(scene.things)), "list")
+    return Question(text, sentence(listing(scene.things)), "list", listed=scene.things)
 
 
 def ask_colors(scene: Scene, rng: random.Random) -> Question:
     text = rng.choice(("What colors are the shapes?", "Which colors do the shapes have?", "What colors do you see?"))
-    return Question(text, sentence(joined(t.color for t in scene.things)), "colors")
+    first = {t.color: t for t in reversed(scene.things)}
+    listed = tuple(t for t in scene.things if first[t.color] is t)
+    return Question(text, sentence(joined(t.color for t in scene.things)), "colors", listed=listed)
 
 
 def ask_count(scene: Scene, rng: random.Random) -> Question:

@@ -98,6 +98,19 @@ class Lesson:
         }, wrong
 
 
+def resume(state: Progress, lesson: Lesson, steppers: list[torch.optim.Optimizer]) -> None:
+    """Gives heads and optimizers what `state` has kept of them, if anything."""
+    if state.heads and state.optimizers:
+        lesson.heads.load_state_dict(state.heads)
+        for stepper, kept in zip(steppers, state.optimizers, strict=True):
+            stepper.load_state_dict(kept)
+
+
+def report(state: Progress, losses: dict[str, Tensor], tally: Tally) -> None:
+    told = " ".join(f"{name} {value.item():.3f}" for name, value in losses.items())
+    print(f"text {state.spent:5.0f}s step {state.step} {told} {tally.line()}", flush=True)
+
+
 def train_language(
     model: IdeficsForVisionText2Text,
     tokenizer: PreTrainedTokenizerBase,
@@ -115,10 +128,7 @@ def train_language(
     named = text_parameters(model, lesson.heads)
     parameters = [p for _, p in named]
     steppers = optimizers.build(named, peak)
-    if state.heads and state.optimizers:
-        lesson.heads.load_state_dict(state.heads)
-        for stepper, kept in zip(steppers, state.optimizers, strict=True):
-            stepper.load_state_dict(kept)
+    resume(state, lesson, steppers)
     course = Course(table, Encoder(tokenizer), random.Random(7919 + state.step), tally)
     usual = bucketed(course.documents(), tokens, course.rng)
     long = bucketed(course.long_documents(), tokens, course.rng, ahead=8)
@@ -132,8 +142,7 @@ def train_language(
         tally.add(batch, wrong)
         state.step, state.spent = state.step + 1, before + time.monotonic() - began
         if state.step % 100 == 0:
-            told = " ".join(f"{name} {value.item():.3f}" for name, value in losses.items())
-            print(f"text {state.spent:5.0f}s step {state.step} {told} {tally.line()}", flush=True)
+            report(state, losses, tally)
         if time.monotonic() - saved > 120 or state.spent >= seconds:
             state.heads, state.optimizers = lesson.heads.state_dict(), [s.state_dict() for s in steppers]
             save(state)

@@ -50,7 +50,8 @@ def recall_caption(memory: Memory, rng: random.Random) -> Question | None:
         "Describe {}.",
         "What did {} show?",
     )
-    return Question(rng.choice(forms).format(image), sentence(caption(scene)), "recall caption", image=number)
+    text = rng.choice(forms).format(image)
+    return Question(text, sentence(caption(scene)), "recall caption", image=number, listed=scene.things)
 
 
 def recall_color(memory: Memory, rng: random.Random) -> Question | None:
@@ -58,10 +59,12 @@ def recall_color(memory: Memory, rng: random.Random) -> Question | None:
         return None
     number, scene, image = chosen
     shape = rng.choice(scene.things).shape
-    found = [t.color for t in scene.things if t.shape == shape]
+    listed = tuple(t for t in scene.things if t.shape == shape)
+    found = [t.color for t in listed]
     verb = "were" if len(found) > 1 else "was"
     noun = plural(shape) if len(found) > 1 else shape
-    return Question(f"What color {verb} the {noun} in {image}?", sentence(joined(found)), "recall color", image=number)
+    text = f"What color {verb} the {noun} in {image}?"
+    return Question(text, sentence(joined(found)), "recall color", image=number, listed=listed)
 
 
 def recall_shape(memory: Memory, rng: random.Random) -> Question | None:
@@ -69,8 +72,10 @@ def recall_shape(memory: Memory, rng: random.Random) -> Question | None:
         return None
     number, scene, image = chosen
     color = rng.choice(scene.things).color
-    found = [article(t.shape) for t in scene.things if t.color == color]
-    return Question(f"What shape was {color} in {image}?", sentence(joined(found)), "recall shape", image=number)
+    listed = tuple(t for t in scene.things if t.color == color)
+    found = [article(t.shape) for t in listed]
+    text = f"What shape was {color} in {image}?"
+    return Question(text, sentence(joined(found)), "recall shape", image=number, listed=listed)
 
 
 def recall_background(memory: Memory, rng: random.Random) -> Question | None:

@@ -6,6 +6,8 @@ what was in it, and the token before an answer must have found what the question
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -22,6 +24,10 @@ THING_CLASSES = (len(SHAPES) + 1, len(COLORS) + 1)
 GROUP_CLASSES = (MAX_THINGS + 1, 2)
 PICTURE_CLASSES = (len(COLORS), MAX_THINGS + 1)
 PAIR_CLASSES = (len(SIZES), 9, len(SIZES), 9)
+#: Of each thing that an answer lists: shape, colour, and how many like it.
+LISTED_CLASSES = (*THING_CLASSES, MAX_THINGS + 1) * MAX_THINGS
+#: How many shapes and how many colours a picture shows.
+VARIETY_CLASSES = (MAX_THINGS + 1, MAX_THINGS + 1)
 
 
 class MemoryHeads(nn.Module):
@@ -40,24 +46,29 @@ class MemoryHeads(nn.Module):
 
     def hint_loss(self, states: Tensor, batch: Batch) -> Tensor:
         """Before each answer: the cells and the earlier image that the question picks, and the thing it names."""
-        total = states.new_zeros(())
-        picked = [(row, hint) for row, hint in batch.hints if hint.asked.region is not None]
-        if picked:
-            inside = torch.zeros(len(picked), 9)
-            for i, (_, hint) in enumerate(picked):
-                inside[i, list(hint.asked.region or ())] = 1
-            held = states[[row for row, _ in picked], [hint.place for _, hint in picked]]
-            logits = self.region_head(held)
-            total = total + 3 * functional.binary_cross_entropy_with_logits(logits, inside.to(states.device))
-        backward = [(row, hint) for row, hint in batch.hints if looks_back(hint.asked)]
-        if backward:
-            rows, places = [row for row, _ in backward], [hint.place for _, hint in backward]
-            held, codes = states[rows, places], batch.means[rows, places].to(states.device)
-            shape, color = self.named_head(held).split(THING_CLASSES, -1)
-            total = total + 0.5 * functional.cross_entropy(shape, codes % STRIDE)
-            total = total + 0.5 * functional.cross_entropy(color, codes // STRIDE)
-            total = total + picked_image(self.image_head(held), [hint.asked.image for _, hint in backward])
-        return total
+        return self._region(states, batch) + self._named(states, batch)
+
+    def _region(self, states: Tensor, batch: Batch) -> Tensor:
+        """The cells that the question picks."""
+        asked = [(row, hint.place, hint.asked.region) for row, hint in batch.hints if hint.asked.region is not None]
+        if not asked:
+            return states.new_zeros(())
+        inside = torch.zeros(len(asked), 9)
+        for i, (_, _, region) in enumerate(asked):
+            inside[i, list(region)] = 1
+        held = states[[row for row, _, _ in asked], [place for _, place, _ in asked]]
+        return 3 * functional.binary_cross_entropy_with_logits(self.region_head(held), inside.to(states.device))
+
+    def _named(self, states: Tensor, batch: Batch) -> Tensor:
+        """Of the questions that look back: the thing that they name, and which image they are about."""
+        asked = [(row, hint.place, hint.asked.image) for row, hint in batch.hints if looks_back(hint.asked)]
+        if not asked:
+            return states.new_zeros(())
+        rows, places, images = (list(column) for column in zip(*asked, strict=True))
+        held, codes = states[rows, places], batch.means[rows, places]
+        named = torch.stack((codes % STRIDE, codes // STRIDE), -1)
+        picked = picked_image(self.image_head(held), images)
+        return entropies(self.named_head(held), THING_CLASSES, named) / 2 + picked
 
     def grounding_loss(self, states: Tensor, batch: Batch, things: ThingTable) -> Tensor:
         """`states` `(batch, tokens, width)`; over the tokens that name things and see an image."""
@@ -77,28 +88,22 @@ class MemoryHeads(nn.Module):
         number = (batch.ids == IMAGE).cumsum(1) - 1
         rows, places = (batch.ids == IMAGE).nonzero(as_tuple=True)
         total = states.new_zeros(())
-        if not len(rows):
-            return total
         for offset in range(MAX_THINGS + 1):
             shifted = (places + offset).clamp(max=batch.ids.shape[1] - 1)
             own = (number[rows, shifted] == number[rows, places]) & (batch.mask[rows, shifted] > 0)
             row, place = rows[own], shifted[own]
-            held, order = states[row, place], number[row, place].clamp(max=MAX_IMAGES - 1)
-            target = targets[batch.scenes[row, order]][:, offset].to(states.device)
-            is_thing = offset < MAX_THINGS
-            logits = (self.thing_head if is_thing else self.picture_head)(held)
-            parts = logits.split(THING_CLASSES if is_thing else PICTURE_CLASSES, -1)
-            total = (
-                total
-                + functional.cross_entropy(parts[0], target[:, 0])
-                + functional.cross_entropy(parts[1], target[:, 1])
-            )
-            total = total + functional.cross_entropy(self.order_head(held), order.to(states.device))
-            if is_thing:
-                alike, first = self.group_head(held).split_with_sizes(GROUP_CLASSES, -1)
-                total = total + functional.cross_entropy(alike, target[:, 2])
-                total = total + functional.cross_entropy(first, target[:, 3])
+            order = number[row, place].clamp(max=MAX_IMAGES - 1)
+            target = targets[batch.scenes[row, order]][:, offset]
+            total = total + self._after(states[row, place], order, target, is_thing=offset < MAX_THINGS)
         return total / (MAX_THINGS + 1)
+
+    def _after(self, held: Tensor, order: Tensor, target: Tensor, is_thing: bool) -> Tensor:
+        """`held` `(n, width)`, states of tokens after images of the numbers `order`; `target` `(n, 4)`."""
+        number = entropies(self.order_head(held), (MAX_IMAGES,), order[:, None])
+        if not is_thing:
+            return number + entropies(self.picture_head(held), PICTURE_CLASSES, target[:, :2])
+        thing = entropies(self.thing_head(held), THING_CLASSES, target[:, :2])
+        return number + thing + entropies(self.group_head(held), GROUP_CLASSES, target[:, 2:])
 
 
 class FindingHeads(nn.Module):
@@ -111,11 +116,14 @@ class FindingHeads(nn.Module):
         self.image_head = nn.Linear(width, MAX_IMAGES)
         self.pair_head = nn.Linear(width, sum(PAIR_CLASSES))
         self.now_head = nn.Linear(width, sum(PICTURE_CLASSES))
+        self.listed_head = nn.Linear(width, sum(LISTED_CLASSES))
+        self.variety_head = nn.Linear(width, sum(VARIETY_CLASSES))
 
     def loss(self, states: Tensor, batch: Batch, things: ThingTable, targets: Tensor) -> Tensor:
         """`states` `(batch, tokens, width)`; the sum of means over the questions of each sort."""
         earlier, now = self._earlier(states, batch, things, targets), self._now(states, batch, targets)
-        return earlier + now + self._which(states, batch) + self._pair(states, batch)
+        what = self._which(states, batch) + self._pair(states, batch) + self._listed(states, batch)
+        return earlier + now + what + self._variety(states, batch, targets)
 
     def _earlier(self, states: Tensor, batch: Batch, things: ThingTable, targets: Tensor) -> Tensor:
         """Of the earlier image that is asked about: what is there of what was named, the background and the count."""
@@ -125,21 +133,27 @@ class FindingHeads(nn.Module):
         rows, places, images = (list(column) for column in zip(*asked, strict=True))
         held, scenes = states[rows, places], batch.scenes[rows, images]
         present, counts = things.meant(scenes, batch.means[rows, places])
-        background, count = self.picture_head(held).split(PICTURE_CLASSES, -1)
-        target = targets[scenes][:, MAX_THINGS].to(states.device)
-        picture = functional.cross_entropy(background, target[:, 0]) + functional.cross_entropy(count, target[:, 1])
+        picture = entropies(self.picture_head(held), PICTURE_CLASSES, targets[scenes][:, MAX_THINGS, :2])
         return self.grounding.loss(held, present, counts) + 0.5 * picture
 
     def _now(self, states: Tensor, batch: Batch, targets: Tensor) -> Tensor:
         """Where the last image is compared with an earlier one: the last one's background and count."""
-        asked = [(row, hint.place) for row, hint in batch.hints if hint.asked.kind == "compare images"]
-        if not asked:
-            return states.new_zeros(())
-        rows, places = (list(column) for column in zip(*asked, strict=True))
-        number = (batch.ids == IMAGE).cumsum(1) - 1
-        target = targets[batch.scenes[rows, number[rows, places]]][:, MAX_THINGS].to(states.device)
-        background, count = self.now_head(states[rows, places]).split(PICTURE_CLASSES, -1)
-        return functional.cross_entropy(background, target[:, 0]) + functional.cross_entropy(count, target[:, 1])
+        rows, places, scenes = asked_of_last(batch, "compare images")
+        return entropies(self.now_head(states[rows, places]), PICTURE_CLASSES, targets[scenes][:, MAX_THINGS, :2])
+
+    def _variety(self, states: Tensor, batch: Batch, targets: Tensor) -> Tensor:
+        """Where it is asked whether all are alike: how many shapes and how many colours there are."""
+        rows, places, scenes = asked_of_last(batch, "alike yes/no")
+        held = targets[scenes][:, :MAX_THINGS, :2]
+        target = torch.tensor([[len(set(column.tolist()) - {0}) for column in scene.T] for scene in held])
+        return entropies(self.variety_head(states[rows, places]), VARIETY_CLASSES, target)
+
+    def _listed(self, states: Tensor, batch: Batch) -> Tensor:
+        """The things that the answer lists, in its order."""
+        asked = [(row, hint.place, hint.asked.listed) for row, hint in batch.hints if hint.asked.listed is not None]
+        held = states[[row for row, _, _ in asked], [place for _, place, _ in asked]]
+        target = torch.tensor([listed_target(listed) for _, _, listed in asked])
+        return entropies(self.listed_head(held), LISTED_CLASSES, target) / 2
 
     def _which(self, states: Tensor, batch: Batch) -> Tensor:
         """The image in which the named thing was."""
@@ -152,17 +166,36 @@ class FindingHeads(nn.Module):
     def _pair(self, states: Tensor, batch: Batch) -> Tensor:
         """Size and cell of either of the two things compared."""
         asked = [(row, hint.place, hint.asked.pair) for row, hint in batch.hints if hint.asked.pair is not None]
-        if not asked:
-            return states.new_zeros(())
         held = states[[row for row, _, _ in asked], [place for _, place, _ in asked]]
-        target = torch.tensor([pair_target(pair) for _, _, pair in asked], device=states.device)
-        parts = self.pair_head(held).split(PAIR_CLASSES, -1)
-        losses = [functional.cross_entropy(part, wanted) for part, wanted in zip(parts, target.T, strict=True)]
-        return torch.stack(losses).sum() / 2
+        target = torch.tensor([pair_target(pair) for _, _, pair in asked])
+        return entropies(self.pair_head(held), PAIR_CLASSES, target) / 2
 
 
 def pair_target(pair: tuple[Thing, Thing]) -> list[int]:
     return [value for thing in pair for value in (SIZES.index(thing.size), thing.row * 3 + thing.column)]
+
+
+def listed_target(things: tuple[Thing, ...]) -> list[int]:
+    """Like things together, in the order of first mention; 0 where there are no more."""
+    names = Counter((SHAPES.index(thing.shape), COLORS.index(thing.color)) for thing in things)
+    told = [value for (shape, color), count in names.items() for value in (1 + shape, 1 + color, count)]
+    return told + [0] * (len(LISTED_CLASSES) - len(told))
+
+
+def asked_of_last(batch: Batch, kind: str) -> tuple[list[int], list[int], Tensor]:
+    """Of the questions of a kind about the last image: row, the place before the answer, and that image's scene."""
+    asked = [(row, hint.place) for row, hint in batch.hints if hint.asked.kind == kind]
+    rows, places = [row for row, _ in asked], [place for _, place in asked]
+    number = (batch.ids == IMAGE).cumsum(1) - 1
+    return rows, places, batch.scenes[rows, number[rows, places]]
+
+
+def entropies(logits: Tensor, classes: tuple[int, ...], target: Tensor) -> Tensor:
+    """Sum over the `classes` of the mean cross-entropies to `target` `(n, len(classes))`; 0 if `n` is 0."""
+    if not len(target):
+        return logits.new_zeros(())
+    parts = zip(logits.split_with_sizes(classes, -1), target.to(logits.device).T, strict=True)
+    return torch.stack([functional.cross_entropy(part, wanted) for part, wanted in parts]).sum()
 
 
 def looks_back(asked: Question) -> bool:

@@ -33,10 +33,11 @@ def ask_place(scene: Scene, rng: random.Random) -> Question:
     }
     filled = [r for r, inside in regions.items() if any(inside(t) for t in scene.things)]
     region = rng.choice(filled if rng.random() < 0.75 else list(regions))
-    found = [t for t in scene.things if regions[region](t)]
+    found = tuple(t for t in scene.things if regions[region](t))
     forms = ("What is {}?", "What is {}?", "Which shape is {}?", "What do you see {}?")
     answer = sentence(listing(found)) if found else "Nothing."
-    return Question(rng.choice(forms).format(region), answer, "what is at", cells(regions[region]))
+    picked = cells(regions[region])
+    return Question(rng.choice(forms).format(region), answer, "what is at", picked, listed=found)
 
 
 RELATIONS: dict[str, Callable[[Thing, Thing], bool]] = {
@@ -60,13 +61,14 @@ def ask_relation(scene: Scene, rng: random.Random) -> Question | None:
     if thing is None or (len(scene.things) == 1 and rng.random() < 0.7):
         return None
     words, holds = _relation(rng)
-    found = [t for t in scene.things if t is not thing and holds(t, thing)]
+    found = tuple(t for t in scene.things if t is not thing and holds(t, thing))
     if not found and rng.random() < 0.5:
         words, holds = _relation(rng)
-        found = [t for t in scene.things if t is not thing and holds(t, thing)]
+        found = tuple(t for t in scene.things if t is not thing and holds(t, thing))
     forms = ("What is {} {}?", "What is {} {}?", "Which shape is {} {}?", "What do you see {} {}?")
     answer = sentence(listing(found)) if found else "Nothing."
-    return Question(rng.choice(forms).format(words, name), answer, "relation", cells(lambda cell: holds(cell, thing)))
+    region = cells(lambda cell: holds(cell, thing))
+    return Question(rng.choice(forms).format(words, name), answer, "relation", region, listed=found)
 
 
 def ask_relation_holds(scene: Scene, rng: random.Random) -> Question | None:

@@ -70,6 +70,16 @@ class SceneTable:
                 rows.append(row)
         return rows
 
+    @cached_property
+    def uniform(self) -> list[int]:
+        """Rows of the scenes of several things of one colour or one shape."""
+        rows = []
+        for row, scene in enumerate(self.scenes):
+            colors, shapes = {t.color for t in scene.things}, {t.shape for t in scene.things}
+            if len(scene.things) > 1 and min(len(colors), len(shapes)) == 1:
+                rows.append(row)
+        return rows
+
     @classmethod
     def of(
         cls, model: IdeficsForVisionText2Text, pool: tuple[list[Scene], np.ndarray], device: torch.device, kept: Path

@@ -61,5 +61,8 @@ def test_scenes_that_are_hard_are_found() -> None:
         if row in table.crowded:
             assert len(names) > 2
             assert min(len({t.color for t in scene.things}), len({t.shape for t in scene.things})) < len(names)
+        kinds = [len({t.color for t in scene.things}), len({t.shape for t in scene.things})]
+        assert (row in table.uniform) == (len(names) > 1 and 1 in kinds)
     assert table.alike
+    assert table.uniform
     assert table.crowded

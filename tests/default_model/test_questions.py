@@ -11,7 +11,7 @@ from idefics_chat.default_model.place_questions import RELATIONS
 from idefics_chat.default_model.question import Question
 from idefics_chat.default_model.questions import ASKERS, ask
 from idefics_chat.default_model.scenes import SHAPES, Scene, Thing, sample_scene
-from idefics_chat.default_model.wording import NUMBERS, as_typed, caption, joined, listing
+from idefics_chat.default_model.wording import NUMBERS, article, as_typed, caption, joined, listing
 
 SEEDS = st.integers(0, 2**40)
 
@@ -109,6 +109,28 @@ def test_recall_is_about_earlier_images_of_the_conversation(seed: int) -> None:
     assert question is not None
     if question.kind == "recall caption":
         assert question.answer[:-1].lower() in {caption(s) for s in scenes[:-1]}
+
+
+def told(question: Question, things: tuple[Thing, ...]) -> str:
+    """What the answer says of `things`, the ground apart."""
+    if question.kind in ("color", "colors", "recall color"):
+        return joined(t.color for t in things)
+    if question.kind in ("shape", "recall shape"):
+        return joined(article(t.shape) for t in things)
+    return listing(things)
+
+
+@given(SEEDS)
+def test_the_things_that_an_answer_lists_are_given_in_its_order(seed: int) -> None:
+    rng = random.Random(seed)
+    scenes = [sample_scene(rng) for _ in range(3)]
+    questions = [ask(scenes[-1], rng), *filter(None, [recall(Memory(scenes), rng)])]
+    for question in questions:
+        if question.listed:
+            said = told(question, question.listed)
+            assert question.answer.removesuffix(".").split(" on a")[0].lower() == said
+        elif question.listed is not None:
+            assert question.answer == "Nothing." or question.answer.startswith("There is no ")
 
 
 @given(st.text(min_size=1), SEEDS)
