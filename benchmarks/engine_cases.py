@@ -5,15 +5,17 @@ Weights are random: speed does not depend on them, and answers never end early b
 
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
-from transformers import DynamicCache, Idefics3Config, Idefics3ForConditionalGeneration
+from transformers import Idefics3Config, Idefics3ForConditionalGeneration
 
 from idefics_chat.inference.answer import Answer
 from idefics_chat.inference.family import PreparedImage
 from idefics_chat.inference.family_idefics3 import Idefics3
 from idefics_chat.inference.job import Item, Job
+from idefics_chat.inference.packed_linear import pack_linears
 from idefics_chat.inference.prompt_encoder import EncodedPrompt
 from idefics_chat.inference.requests import GenerationResult, TextDelta
 from idefics_chat.inference.sampling import Sampler
@@ -101,11 +103,14 @@ class _Words:
 
 
 class Bench:
-    """A model under the scheduler, and under stock transformers."""
+    """A model under the scheduler, with its weights packed as `create_engine` packs them, and under stock
+    transformers, as it is."""
 
     def __init__(self, model: Any, max_running: int = 16) -> None:
         self.model = model
-        self.family = Idefics3(model, None, lambda runs: (), frozenset())
+        self.packed = deepcopy(model)
+        pack_linears(self.packed)
+        self.family = Idefics3(self.packed, None, lambda runs: (), frozenset())
         self.scheduler = Scheduler(self.family, SchedulerLimits(max_running=max_running), 4096)
 
     def job(
@@ -151,18 +156,6 @@ class Bench:
             **inputs,
         )
         return out[0, len(ids) :].tolist()
-
-    @torch.inference_mode()
-    def bare_loop(self, rows: int, prompt_tokens: int, tokens: int) -> float:
-        """Seconds of `tokens` decode steps of a batch with a stock cache, and nothing else done."""
-        cache = DynamicCache(config=self.model.config.get_text_config())
-        ids = torch.tensor([words(prompt_tokens, seed) for seed in range(rows)])
-        logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-        started = time.perf_counter()
-        for _ in range(tokens):
-            ids = logits[:, -1:].argmax(-1)
-            logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-        return time.perf_counter() - started
 
 
 def one_image_prompt(seed: int, text: int = 60) -> tuple[list[int], list[str | None], dict[str, PreparedImage]]:

@@ -19,7 +19,7 @@ ALONE_TOKENS = 40
 
 
 class BareLoop:
-    """A batch decoded by the stock model with its stock cache, and nothing else done."""
+    """A batch decoded by a model with its stock cache, and nothing else done."""
 
     def __init__(self, model: Any, rows: int) -> None:
         self._model = model
@@ -36,19 +36,18 @@ class BareLoop:
         return out.logits[:, -1:].argmax(-1)
 
 
-def beside_a_bare_loop(bench: Bench, rows: int) -> float:
-    """Tokens a second of the engine over those of a bare loop, both with `rows` requests that decode."""
+def beside_bare_loops(bench: Bench, rows: int) -> list[float]:
+    """Tokens a second of the engine over those of a bare loop, both with `rows` requests that decode: of the stock
+    model, and of the model whose weights are packed as the engine's."""
     for seed in range(rows):
         bench.job(words(PROMPT_TOKENS, seed), [None] * PROMPT_TOKENS, {}, PROMPT_TOKENS + 2 * STEPS)
     while bench.scheduler.counters.running_now < rows or bench.scheduler.is_reading:
         bench.scheduler.step()
-    bare = BareLoop(bench.model, rows)
-    ours_s, bare_s = [], []
-    for _ in range(STEPS):
-        ours_s.append(seconds(bench.scheduler.step))
-        bare_s.append(seconds(bare.step))
+    steps = [bench.scheduler.step, BareLoop(bench.model, rows).step, BareLoop(bench.packed, rows).step]
+    times_s = [[seconds(step) for step in steps] for _ in range(STEPS)]
     bench.scheduler.stop()
-    return median(bare_s) / median(ours_s)
+    ours_s, *bare_s = (median(column) for column in zip(*times_s, strict=True))
+    return [one_s / ours_s for one_s in bare_s]
 
 
 def alone_beside_stock(bench: Bench, runs: int = 5) -> float:
@@ -68,7 +67,8 @@ def main() -> None:
     bench = Bench(medium_model(), ROWS)
     print(f"one stream alone, beside stock generate:     {alone_beside_stock(bench):.2f}")
     for rows in (1, 8, ROWS):
-        print(f"{rows:2d} streams, beside a bare loop of as many:    {beside_a_bare_loop(bench, rows):.2f}")
+        stock, packed = beside_bare_loops(bench, rows)
+        print(f"{rows:2d} streams, beside a bare loop of as many:    {stock:.2f}, with packed weights {packed:.2f}")
     print(f"({time.perf_counter() - started:.0f} s)")
 
 

@@ -70,12 +70,19 @@ class Faulty:
     def prefill(self, ids: Any, places: Any, images: Any, slots: Any, step: Any, keep: int = 1) -> Any:
         self._allocate("prefill")
         spoilt = self._spoilt(range(step.first, step.first + len(ids)))
-        return self._spoil(self._family.prefill(ids, places, images, slots, step, keep), slots, step.first, spoilt)
+        logits = self._family.prefill(ids, places, images, slots, step, keep)
+        for row in spoilt:
+            index = row - step.first
+            self._spoil(logits[index], slots, row, slice(step.starts[index], step.ends[index]))
+        return logits
 
     def decode(self, ids: Any, slots: Any, step: Any) -> Any:
         self._allocate("decode")
         spoilt = self._spoilt(range(len(self.scheduler.rows.decoding)))
-        return self._spoil(self._family.decode(ids, slots, step), slots, 0, spoilt)
+        logits = self._family.decode(ids, slots, step)
+        for row in spoilt:
+            self._spoil(logits[row], slots, row, slice(step.positions[row], step.positions[row] + 1))
+        return logits
 
     def _allocate(self, part: str) -> None:
         if part in self.short_of_memory:
@@ -88,12 +95,10 @@ class Faulty:
             raise RuntimeError("a row that is bad")
         return list(bad)
 
-    def _spoil(self, logits: Any, slots: Any, first: int, rows: list[int]) -> Any:
-        for row in rows:
-            logits[row - first] = torch.nan
-            for keys, values in slots.layers:
-                keys[row] = values[row] = torch.nan
-        return logits
+    def _spoil(self, logits: Any, slots: Any, row: int, written: slice) -> None:
+        logits[:] = torch.nan
+        for keys, values in slots.layers:
+            keys[row, :, written] = values[row, :, written] = torch.nan
 
 
 def flat(pieces: list[list[Any]]) -> list[Any]:
