@@ -46,6 +46,7 @@ class Question:
             self.create["conversation"] = conversation
         self.response_id: str | None = None
         self.last_seen = -1
+        self.said = ""
         self.end: dict[str, Any] | None = None
 
     def request(self) -> dict[str, Any]:
@@ -64,7 +65,11 @@ class Question:
             self.response_id = event["response"]["id"]
         if event["type"] in ("response.completed", "response.incomplete", "response.failed"):
             self.end = event["response"]
-        return str(event.get("delta", ""))
+        if event["type"] == "response.output_text.done" and event["text"] != self.said:
+            return f"\n{event['text']}"  # a crash took some of what was shown; this is what stands
+        piece = str(event.get("delta", ""))
+        self.said += piece
+        return piece
 
 
 class Chat:

@@ -19,7 +19,7 @@ from idefics_chat.server.keyed_locks import KeyedLocks
 from idefics_chat.server.readiness import Readiness
 from idefics_chat.server.recovery import recover, recover_all
 from idefics_chat.server.response_log import LogReader, ResponseLog
-from idefics_chat.server.stored_log import stored_log
+from idefics_chat.server.stored_log import StoredLog, stored_log
 from idefics_chat.server.task_service import TaskService
 from idefics_chat.server.turn_preparation import TurnPreparation
 from idefics_chat.server.turn_run import TurnRun
@@ -217,13 +217,17 @@ class ChatService:
         )
 
     async def follow(self, owner_id: str, response_id: str, after: int = -1) -> LogReader:
-        """A reader of a response's events numbered above `after`: those there are, then those that come.
+        """A reader of a response's events numbered above `after`: those there are, then those that come. Where a crash
+        took pieces that were seen, it begins again before the closing events.
 
         Raises:
             ResponseNotFound: no such response of this owner.
         """
         row = await self._store.response(owner_id, response_id)
-        return (await self._log_of(owner_id, row)).read(after)
+        if (run := self._running.get(row.id)) is not None:
+            return run.log.read(after)
+        stored = await stored_log(self._store, owner_id, row)
+        return _ended(row, stored).read(stored.start(after))
 
     async def _take(self, owner_id: str, turn: Turn, accepted: asyncio.Future[ResponseLog]) -> None:
         """A turn's whole life. Never raises: what goes wrong before it is accepted goes to the asker."""
@@ -305,10 +309,14 @@ class ChatService:
     async def _log_of(self, owner_id: str, row: ResponseRow) -> ResponseLog:
         if (run := self._running.get(row.id)) is not None:
             return run.log
-        log = ResponseLog(row.id, row.conversation_id)
-        log.publish(await stored_log(self._store, owner_id, row))
-        log.close()
-        return log
+        return _ended(row, await stored_log(self._store, owner_id, row))
+
+
+def _ended(row: ResponseRow, stored: StoredLog) -> ResponseLog:
+    log = ResponseLog(row.id, row.conversation_id)
+    log.publish(stored.events)
+    log.close()
+    return log
 
 
 def _tell(accepted: asyncio.Future[ResponseLog], log: ResponseLog) -> bool:

@@ -173,6 +173,7 @@ class _Question:
     def __init__(self, create: Json) -> None:
         self._create = create
         self._last_seen = -1
+        self._said = ""
         self.sent = False
         self.cancelled = False
         self.heard_at_s = time.monotonic()
@@ -199,7 +200,12 @@ class _Question:
             self.conversation = event["response"]["conversation"]["id"]
         if event["type"] in ENDS:
             self.end = event["response"]
-        return str(event["delta"]) if event["type"] == "response.output_text.delta" else ""
+        if event["type"] == "response.output_text.done" and event["text"] != self._said:
+            return f"\n{event['text']}"  # a crash took some of what was shown; this is what stands
+        if event["type"] != "response.output_text.delta":
+            return ""
+        self._said += event["delta"]
+        return str(event["delta"])
 
 
 def _data_url(path: Path) -> str:

@@ -16,6 +16,7 @@ from idefics_chat.server.response_log import ResponseLog
 from idefics_chat.server.turns import InputImage, InputMessage, Turn
 from idefics_chat.storage.errors import ConversationNotFound, DatabaseUnavailable, IdempotencyConflict, ResponseNotFound
 from idefics_chat.storage.values import Event
+from tests.server.waiting import until
 from tests.server.world import World
 
 pytestmark = pytest.mark.anyio
@@ -275,6 +276,37 @@ async def test_an_answer_that_a_crash_cut_off_is_kept_as_incomplete(
         assert texts(await history(world, final)) == [("user", "Hi"), ("assistant", "Hello th")]
         goes_on = await ask(world, say("Go on", conversation_id=final["conversation"]["id"]), "ere")
         assert goes_on["status"] == "completed"
+
+
+@pytest.mark.parametrize("lost", [0, 1, 3, 4, 30])
+async def test_whoever_saw_more_than_a_crash_left_is_told_the_text_that_stands(
+    world_at: Callable[[], AbstractAsyncContextManager[World]], monkeypatch: pytest.MonkeyPatch, lost: int
+) -> None:
+    async def crashed(*_: object) -> None:
+        raise DatabaseUnavailable("gone")
+
+    async with world_at() as world:
+        log = await world.chat.respond(world.owner_id, say("Hi"))
+        generation = await world.engine.turn(0)
+        generation.say("Hel", "lo ")
+        await asyncio.sleep(0.6)
+        monkeypatch.setattr(world.store, "append_events", crashed)
+        monkeypatch.setattr(world.store, "finish_response", crashed)
+        generation.say(*"x" * lost)
+        await until(lambda: len(log) == 6 + lost)
+        seen = [(await anext(reader)).payload for reader in [log.read()] for _ in range(len(log))]
+    monkeypatch.undo()
+    async with world_at() as world:
+        for cut in range(len(seen)):
+            numbers = [json.loads(payload)["sequence_number"] for payload in seen[: cut + 1]]
+            said = "".join(json.loads(payload).get("delta", "") for payload in seen[: cut + 1])
+            rest = await events_of(await world.chat.follow(world.owner_id, log.response_id, numbers[-1]))
+            said += "".join(event.get("delta", "") for event in rest)
+            (done,) = [event["text"] for event in rest if event["type"] == "response.output_text.done"]
+            assert rest[-1]["type"] == "response.incomplete"
+            assert done == "Hello "
+            assert said == done or cut > 5, "who saw nothing that was lost needs no correction"
+            assert [event["sequence_number"] for event in rest] == list(range(min(cut, 5) + 1, 10))
 
 
 async def test_an_end_that_cannot_be_stored_is_a_failure_and_the_conversation_goes_on(

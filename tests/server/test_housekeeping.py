@@ -44,6 +44,10 @@ async def test_after_its_log_is_removed_an_answer_is_still_read_and_a_repeat_sti
     assert "".join(event.get("delta", "") for event in after) == ("Hello" if generate else "")
     for event in after:
         check_frame(event)
+    for number in range(len(before) - 1):  # as they were when it was streamed
+        rest = [json.loads(e.payload) async for e in await world.chat.follow(world.owner_id, response_id, number)]
+        assert rest[-1] == after[-1]
+        assert not generate or number < 3 or "Hello" in [event.get("text") for event in rest]
     turn = Turn(input=(InputMessage("user", ("Hi",)),), generate=generate, idempotency_key="k", request_hash="h")
     assert (await world.chat.respond(world.owner_id, turn)).response_id == response_id
     conversation = await world.store.conversation(world.owner_id, conversation_id)
