@@ -3,7 +3,7 @@
 Two servers run at once and take turns being asked, so that a machine that is busy is busy for both. Ours goes on with
 stored conversations; the peer keeps nothing, so its client sends the whole conversation again with each turn.
 
-    python benchmarks/engine_serve.py [--plot benchmarks/engine_serve.svg] [--json figures.json]
+    python benchmarks/engine_serve.py [--answer-tokens 48] [--plot benchmarks/engine_serve.svg] [--json figures.json]
 """
 
 import argparse
@@ -34,7 +34,6 @@ from PIL import Image
 CONVERSATIONS = 16
 CONVERSATION_TURNS = 3
 QUESTION_WORDS = 6
-ANSWER_TOKENS = 48
 TURNS = 12
 IMAGES_AT = (1, 3, 5, 7)
 TURN_ANSWER_TOKENS = 12
@@ -163,12 +162,12 @@ def _wait_until_healthy(url: str) -> None:
     raise RuntimeError(f"nothing answers at {url}")
 
 
-def many_at_once(talks: Sequence[Talk], turn: int) -> tuple[int, float]:
+def many_at_once(talks: Sequence[Talk], turn: int, answer_tokens: int) -> tuple[int, float]:
     """Ask all conversations at once, in their first turn about a picture each; tokens of all answers, and seconds."""
     with ThreadPoolExecutor(len(talks)) as pool:
         started = time.perf_counter()
         asked = [
-            pool.submit(talk.ask, sentence(QUESTION_WORDS, 100 * turn + index), shown, ANSWER_TOKENS)
+            pool.submit(talk.ask, sentence(QUESTION_WORDS, 100 * turn + index), shown, answer_tokens)
             for index, (talk, shown) in enumerate(zip(talks, _shown(len(talks), turn), strict=True))
         ]
         tokens = sum(one.result(ASK_S).tokens for one in asked)
@@ -189,7 +188,7 @@ def turn_by_turn(ours: Talk, peer: Talk) -> tuple[list[Told], list[Told]]:
     return told
 
 
-def measure(ours: OpenAI, peer: OpenAI, model: str, own_model: str) -> dict[str, Any]:
+def measure(ours: OpenAI, peer: OpenAI, model: str, own_model: str, answer_tokens: int) -> dict[str, Any]:
     """All figures."""
     OurTalk(ours, own_model).ask("warm up", picture(0), 4)
     PeerTalk(peer, model).ask("warm up", picture(0), 4)
@@ -200,7 +199,7 @@ def measure(ours: OpenAI, peer: OpenAI, model: str, own_model: str) -> dict[str,
     told: list[list[tuple[int, float]]] = [[], []]
     for turn in range(CONVERSATION_TURNS):
         for talks, results in zip(sides, told, strict=True):
-            results.append(many_at_once(talks, turn))
+            results.append(many_at_once(talks, turn, answer_tokens))
         print(f"turn {turn + 1}: tokens and seconds {[results[-1] for results in told]}", flush=True)
     rates = [sum(tokens for tokens, _ in results) / sum(taken_s for _, taken_s in results) for results in told]
     own, others = turn_by_turn(OurTalk(ours, own_model), PeerTalk(peer, model))
@@ -234,13 +233,15 @@ def plot(figures: dict[str, Any], path: Path) -> None:
     right.set(yscale="log", xlabel="turn", ylabel="seconds", title="Time to first token, 4 images by turn 7")
     for axis in (right.yaxis.set_major_formatter, right.yaxis.set_minor_formatter):
         axis("{x:g}")
-    right.legend(loc="center right")
+    right.legend(loc="upper left")
+    right.margins(y=0.25)
     left.margins(y=0.1)
     figure.savefig(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--answer-tokens", type=int, default=48, help="of the conversations that run at once")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -254,7 +255,7 @@ def main() -> None:
             _wait_until_healthy("http://127.0.0.1:8377/health")
             ours = OpenAI(base_url=f"http://{address}/v1", api_key="none", timeout=ASK_S, max_retries=0)
             peer = OpenAI(base_url="http://127.0.0.1:8377/v1", api_key="none", timeout=ASK_S, max_retries=0)
-            figures = measure(ours, peer, model, ours.models.list().data[0].id)
+            figures = measure(ours, peer, model, ours.models.list().data[0].id, options.answer_tokens)
     print(f"{CONVERSATIONS} image conversations at once, tokens a second:   {figures['throughput_ratio']:.1f}x")
     for name, rates in zip(("ours", "transformers serve"), figures["tokens_s_by_turn"], strict=True):
         print(f"    {name}, by turn: {[round(rate, 1) for rate in rates]}")

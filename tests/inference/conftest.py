@@ -4,6 +4,7 @@ Nothing here has a network: all checkpoints are made on the spot from random wei
 """
 
 import asyncio
+import functools
 import hashlib
 import importlib.util
 import io
@@ -11,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -360,6 +362,21 @@ def processor_inputs() -> Callable[..., dict[str, Any]]:
     return _processor_inputs
 
 
+@functools.cache
+def _loaded_again(source: str) -> LoadedModel:
+    return load_model(source, dtype="float32", device="cpu")
+
+
+def _stock(loaded: LoadedModel) -> LoadedModel:
+    """The same model as transformers loads it; an engine may have packed the weights of the one it was given."""
+    return replace(loaded, model=_loaded_again(loaded.source).model)
+
+
+@pytest.fixture(scope="session")
+def stock() -> Callable[[LoadedModel], LoadedModel]:
+    return _stock
+
+
 def _stock_answer(loaded: LoadedModel, prompt: Prompt, album: Album, max_tokens: int, **options: Any) -> list[int]:
     """The ids that `generate` of transformers gives for the processor's inputs, the end token left out."""
     if any(isinstance(run, TokenRun) for run in prompt.runs):
@@ -368,7 +385,7 @@ def _stock_answer(loaded: LoadedModel, prompt: Prompt, album: Album, max_tokens:
     banned = [[loaded.facts.control_ids[token]] for token in ("<image>", "<fake_token_around_image>")]
     banned += options.pop("bad_words", [])
     settings = {"do_sample": False, "num_beams": 1, **options}
-    out = loaded.model.generate(
+    out = _stock(loaded).model.generate(
         **inputs,
         max_new_tokens=max_tokens,
         bad_words_ids=banned,

@@ -66,25 +66,26 @@ async def test_beams_are_those_of_stock_generate(
     album: Any,
     conversation: Any,
     processor_inputs: Any,
+    stock: Any,
 ) -> None:
     loaded = request.getfixturevalue(model)
     sampling = SamplingParams(**options)
     prompt = conversation([["What is in this image?", album.add("red")]])
-    ids, scores = stock_beams(loaded, prompt, album, processor_inputs, 14, sampling)
+    ids, scores = stock_beams(stock(loaded), prompt, album, processor_inputs, 14, sampling)
     _, result = await answer(running(loaded), GenerationRequest(prompt, album.load, sampling, 14))
     assert [list(choice.token_ids) for choice in result.choices] == ids
     assert [choice.score for choice in result.choices] == pytest.approx(scores, abs=1e-4)
 
 
 async def test_a_stop_string_ends_beams_where_stock_generate_ends_them(
-    shipped: Any, running: Any, answer: Any, album: Any, conversation: Any, processor_inputs: Any
+    shipped: Any, running: Any, answer: Any, album: Any, conversation: Any, processor_inputs: Any, stock: Any
 ) -> None:
     engine, sampling = running(shipped), SamplingParams(num_beams=3, n=3)
     prompt = conversation([["What is in this image?", album.add("red")]])
     _, free = await answer(engine, GenerationRequest(prompt, album.load, sampling, 14))
     stop = free.text[5:9]
     ids, scores = stock_beams(
-        shipped, prompt, album, processor_inputs, 14, sampling, stop_strings=[stop], tokenizer=shipped.tokenizer
+        stock(shipped), prompt, album, processor_inputs, 14, sampling, stop_strings=[stop], tokenizer=shipped.tokenizer
     )
     _, result = await answer(engine, GenerationRequest(prompt, album.load, sampling, 14, stop=[stop]))
     decoded = [shipped.facts.backend.decode(one, skip_special_tokens=True).removeprefix(" ") for one in ids]
