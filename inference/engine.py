@@ -28,7 +28,7 @@ from idefics_chat.inference.errors import EngineBusy, EngineStopped, GenerationF
 from idefics_chat.inference.families import family_of
 from idefics_chat.inference.family import EncodedImage, Family, PreparedImage
 from idefics_chat.inference.feature_files import FeatureFiles, FeatureStore
-from idefics_chat.inference.generation import LocalGeneration
+from idefics_chat.inference.generation import LocalGeneration, Outbox
 from idefics_chat.inference.job import Job
 from idefics_chat.inference.job_maker import JobMaker
 from idefics_chat.inference.loader import LoadedModel
@@ -125,6 +125,7 @@ class LocalEngine:
         self._scheduler = Scheduler(
             self._family, limits.scheduler, context, keep_features=keep, fixed_shapes=family.is_compiled
         )
+        self._outbox = Outbox()
         self._arrived: list[Job] = []
         self._accepted = 0
         self._wake = threading.Condition()
@@ -240,7 +241,7 @@ class LocalEngine:
             raise PromptTooLong(len(prompt), context - 1)
         images = await self._images(request, prepared)
         max_tokens = room if request.max_output_tokens is None else min(request.max_output_tokens, room)
-        generation = LocalGeneration(asyncio.get_running_loop(), self._notify)
+        generation = LocalGeneration(asyncio.get_running_loop(), self._notify, self._outbox)
         return self._jobs.make(request, prompt, images, generation, max_tokens, arrived_s, scored), generation
 
     async def _prepared(self, prompt: Prompt, load: ImageLoader | None) -> dict[str, PreparedImage | EncodedImage]:
@@ -297,7 +298,9 @@ class LocalEngine:
             except Exception:
                 logger.exception("a step of the engine failed; its requests are ended")
                 self._scheduler.abandon(GenerationFailed())
+            self._outbox.flush()
         self._scheduler.stop()
+        self._outbox.flush()
 
     def _take_arrived(self) -> bool:
         """Wait until there is work, and hand new requests to the scheduler; False when it is time to stop."""
