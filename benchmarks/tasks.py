@@ -156,7 +156,7 @@ async def measure(checkpoint: Path, images: int, rounds: int, show: bool) -> Non
     """Print the table."""
     guide, pictures = Guide(checkpoint), Pictures(seed=11)
     engine = create_engine(load_model(str(checkpoint), dtype="float32", device="cpu"))
-    runner = TaskRunner(engine)
+    runner = TaskRunner(engine, cache_key="tasks")
     print("| task | images | loop, images/s | batched, images/s | times | times, processor | same answers |")
     print("|---|---:|---:|---:|---:|---:|---|")
     for kind in KINDS:

@@ -119,10 +119,12 @@ async def run_all(
 
 
 class TaskRunner:
-    """Runs tasks on one engine."""
+    """Runs tasks on one engine. Those of one `cache_key` share what their prompts begin with: give one where all tasks
+    are of one owner."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, cache_key: str | None = None) -> None:
         self._engine = engine
+        self._cache_key = cache_key
 
     async def run(self, order: Order, *, patient: bool = False) -> TaskResult:
         """Run one task. `patient`: wait while the engine has no place in its queue.
@@ -150,6 +152,7 @@ class TaskRunner:
             max_output_tokens=order.task.max_new_tokens if longest is None else longest,
             stop=order.settings.stop,
             bad_words=_in_both_places(order.settings.bad_words),
+            cache_key=self._cache_key,
         )
         result = await self._generated(request)
         text = result.text.strip()

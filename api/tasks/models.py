@@ -64,7 +64,7 @@ async def open_local(settings: Settings) -> AsyncIterator[AsyncModel]:
     engine: Any = await _in_daemon_thread(partial(load_engine, settings))
     try:
         limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
-        yield AsyncModel(engine.info.id, TaskRunner(engine), limits)
+        yield AsyncModel(engine.info.id, TaskRunner(engine, cache_key="tasks"), limits)
     finally:
         await engine.aclose()
 
