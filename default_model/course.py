@@ -22,6 +22,8 @@ from idefics_chat.default_model.small_talk import WORDS, unknown
 #: Of so many documents drawn one is learnt.
 CANDIDATES = 4
 ECHO = "copying"
+#: The share of turns about earlier ones, more than is asked later: recall takes longest to learn.
+LOOKING_BACK = 0.65
 
 
 @dataclass
@@ -138,4 +140,4 @@ class Course:
         beginner = self.rng.random() > self.progress / 0.14 - 1.25
         if self.rng.random() < (0.28 if self.progress > 0.12 else 0.06):
             return sample_base_task(self.rng, new_scene, SINGLE if beginner else SINGLE | FEW)
-        return sample_dialogue(self.rng, new_scene, 1 if beginner else None)
+        return sample_dialogue(self.rng, new_scene, 1 if beginner else None, about_earlier=LOOKING_BACK)

@@ -2,9 +2,10 @@
 
 Three steps, each kept in DIR and skipped when it is there: pictures are drawn, the vision part learns to see, the text
 part learns to speak of what it saw. Interrupted, the same command goes on (vision with its weights so
-far but a new clock, text where it was). Needs about 4 GB of memory and 1.5 GB of
+far but a new clock, text where it was). Needs about 6 GB of memory and 1.5 GB of
 disk; on one CPU core three hours with the default times (made on one with bf16 units, which count for much), on an
-accelerator less (`--vision-minutes`, `--text-minutes`).
+accelerator less (`--vision-minutes`, `--text-minutes`). Times are by the clock on the wall: a step of the text part
+takes about a second on a quiet core, so give more where the core is shared.
 """
 
 from __future__ import annotations
