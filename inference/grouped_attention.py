@@ -33,14 +33,15 @@ def grouped_attention(
     """
     rows, heads, tokens, width = query.shape
     groups = heads // key.shape[1]
-    if tokens > 1 or groups == 1:
+    if groups == 1 or attention_mask is None:
         found = scaled_dot_product_attention(
             query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=groups > 1
         )
         return found.transpose(1, 2).contiguous(), None
-    grouped = query.reshape(rows, key.shape[1], groups, width)
-    found = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
-    return found.reshape(rows, 1, heads, width), None
+    grouped = query.reshape(rows, key.shape[1], groups * tokens, width)
+    mask = attention_mask if tokens == 1 else attention_mask.repeat(1, 1, groups, 1)
+    found = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
+    return found.reshape(rows, heads, tokens, width).transpose(1, 2).contiguous(), None
 
 
 @contextmanager

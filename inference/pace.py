@@ -21,7 +21,7 @@ FORGETTING = 0.1
 LEAST_SLOPE = 0.2
 """A token costs at least this part of the mean, so that one measurement that was disturbed cannot make it seem free."""
 
-LEAST_TOKENS = 16
+LEAST_TOKENS = 8
 """A smaller part would cost more in overhead than it spares the others."""
 
 
@@ -47,9 +47,9 @@ class Pace:
         if not decoding:
             return self._most_tokens
         if not self._sums[0] or self._decode_s is None:
-            return min(self._most_tokens, 4 * LEAST_TOKENS)
+            return min(self._most_tokens, 8 * LEAST_TOKENS)
         share = SHARE * max(1.0, min(joining, MOST_SHARE), joining / decoding)
-        start_s, token_s = self._reading_costs()
+        start_s, token_s = self._reading_costs(decoding, self._decode_s)
         fitting = int((share * self._decode_s - start_s) / max(token_s, 1e-9))
         return max(min(LEAST_TOKENS, self._most_tokens), min(self._most_tokens, fitting))
 
@@ -64,9 +64,11 @@ class Pace:
         before = seconds if self._decode_s is None else self._decode_s
         self._decode_s = before + SMOOTHING * (seconds - before)
 
-    def _reading_costs(self) -> tuple[float, float]:
-        """Seconds that reading takes to start, and those for each token."""
-        weight, tokens, squares, seconds, products = self._sums
+    def _reading_costs(self, decoding: int, decode_s: float) -> tuple[float, float]:
+        """Seconds that reading takes to start, and those for each token. A decode step counts as one more measurement,
+        of reading a token of each request: where only long parts were read, it tells what a short one costs."""
+        step = (1.0, decoding, decoding * decoding, decode_s, decoding * decode_s)
+        weight, tokens, squares, seconds, products = (a + b for a, b in zip(self._sums, step, strict=True))
         spread = weight * squares - tokens * tokens
         mean = seconds / tokens
         slope = (weight * products - tokens * seconds) / spread if spread > 1e-6 * tokens * tokens else mean
