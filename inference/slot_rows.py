@@ -42,13 +42,14 @@ class SlotRows:
         rows = self.reserved + job.width
         if rows > self.max_rows or not self._make_room(rows, job.needed_tokens):
             return False
-        lead = job.lead
-        lead.row, lead.filled = len(self.decoding) + len(self.reading), 0
-        self.reading.append(job)
+        lead, row = job.lead, len(self.decoding) + len(self.reading)
         prefix, common = (None, 0) if job.group is None else self.parked.find(job.group, lead.keys)
-        lead.filled = job.cached_tokens = min(common, job.reusable_tokens)
-        if prefix is not None and lead.filled:
-            self.tensors.fill(lead.row, prefix.key_values, lead.filled)
+        filled = min(common, job.reusable_tokens)
+        if prefix is not None and filled:
+            self.tensors.fill(row, prefix.key_values, filled)
+        # Last, so that all of it can be done again where memory ran out.
+        lead.row, lead.filled, job.cached_tokens = row, filled, filled
+        self.reading.append(job)
         return True
 
     def start_of(self, job: Job) -> int:

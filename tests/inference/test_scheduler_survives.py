@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from idefics_chat.inference.errors import GenerationFailed
+from idefics_chat.inference.kv_slots import SlotTensors
 from idefics_chat.inference.scheduler import Scheduler, SchedulerLimits
 
 CONTEXT = 200
@@ -126,6 +127,26 @@ def test_out_of_memory_drops_what_is_kept_for_later_and_goes_on(
     finish(scheduler)
     assert not failures
     assert ids_of(again) == ids_of(first)
+
+
+def test_memory_that_runs_out_while_a_row_is_filled_is_won_back(
+    kit: Any, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = submitted(kit, scheduler, 1)
+    finish(scheduler)
+    right, failures = SlotTensors.fill, [torch.OutOfMemoryError("too much")]
+
+    def tight(*arguments: Any) -> None:
+        if failures:
+            raise failures.pop()
+        right(*arguments)
+
+    monkeypatch.setattr(SlotTensors, "fill", tight)
+    jobs = [submitted(kit, scheduler, seed) for seed in (1, 2, 3)]
+    finish(scheduler)
+    assert not failures
+    assert ids_of(jobs[0]) == ids_of(first)
+    assert all(ids_of(job) == expected(kit, job) for job in jobs)
 
 
 def test_a_request_past_its_deadline_ends_with_what_was_said(kit: Any) -> None:
