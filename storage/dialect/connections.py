@@ -29,7 +29,7 @@ _WRITER = (
     "PRAGMA secure_delete=ON",
     f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}",
     f"PRAGMA journal_size_limit={WAL_SIZE_LIMIT_BYTES}",
-    "PRAGMA cache_size=-32768",
+    "PRAGMA cache_size=-8192",
 )
 _READER = (*_EVERY_CONNECTION, "PRAGMA synchronous=FULL", "PRAGMA query_only=ON")
 
