@@ -37,6 +37,8 @@ QUESTION_WORDS = 6
 TURNS = 12
 IMAGES_AT = (1, 3, 5, 7)
 TURN_ANSWER_TOKENS = 12
+LONG_TURNS = 42
+LONG_ANSWER_TOKENS = 24
 START_S = 180
 ASK_S = 600
 
@@ -188,6 +190,14 @@ def turn_by_turn(ours: Talk, peer: Talk) -> tuple[list[Told], list[Told]]:
     return told
 
 
+def long_conversation(talk: Talk) -> list[Told]:
+    """A conversation about one picture, so long that its prompt has about 2,000 tokens in the end."""
+    return [
+        talk.ask(sentence(QUESTION_WORDS, turn), picture(turn) if turn == 1 else None, LONG_ANSWER_TOKENS)
+        for turn in range(1, LONG_TURNS + 1)
+    ]
+
+
 def measure(ours: OpenAI, peer: OpenAI, model: str, own_model: str, answer_tokens: int) -> dict[str, Any]:
     """All figures."""
     OurTalk(ours, own_model).ask("warm up", picture(0), 4)
@@ -204,6 +214,7 @@ def measure(ours: OpenAI, peer: OpenAI, model: str, own_model: str, answer_token
     rates = [sum(tokens for tokens, _ in results) / sum(taken_s for _, taken_s in results) for results in told]
     own, others = turn_by_turn(OurTalk(ours, own_model), PeerTalk(peer, model))
     late = slice(9, 12)
+    long = [told.first_s for told in long_conversation(OurTalk(ours, own_model))]
     return {
         "tokens_s": rates,
         "tokens_s_by_turn": [[tokens / taken_s for tokens, taken_s in results] for results in told],
@@ -211,6 +222,8 @@ def measure(ours: OpenAI, peer: OpenAI, model: str, own_model: str, answer_token
         "ours_first_s": [told.first_s for told in own],
         "peer_first_s": [told.first_s for told in others],
         "late_ratio": median([other.first_s / one.first_s for one, other in zip(own[late], others[late], strict=True)]),
+        "long_first_s": long,
+        "long_ratio": median(long[-5:]) / median(long[1:6]),
         "ours_prompt_tokens": [told.prompt_tokens for told in own],
         "peer_prompt_tokens": [told.prompt_tokens for told in others],
     }
@@ -263,6 +276,7 @@ def main() -> None:
     for name in ("ours_first_s", "peer_first_s"):
         print(f"    {name}: {[round(value, 3) for value in figures[name]]}")
     print(f"    prompt tokens, ours {figures['ours_prompt_tokens']}, the peer's {figures['peer_prompt_tokens']}")
+    print(f"first token at turns 38 to 42 over turns 2 to 6, ours:  {figures['long_ratio']:.2f}")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))
     if options.plot:

@@ -25,7 +25,7 @@ from idefics_chat.inference.sampling_params import SamplingParams
 from idefics_chat.inference.scheduler import Scheduler, SchedulerLimits
 
 IMAGE_ID = 32001
-PROMPT_TOKENS = 256
+PROMPT_TOKENS = {"9b": 256, "small": 32}
 SHAPES: dict[str, dict[str, Any]] = {
     "9b": {
         "vision_config": {
@@ -84,15 +84,15 @@ def copy_bandwidth(device: torch.device, size_bytes: int) -> float:
     return 2 * size_bytes / median(times_s)
 
 
-def engine_step_s(model: Any, rows: int, steps: int) -> float:
-    """Seconds of one decode step of `rows` requests."""
+def engine_step_s(model: Any, rows: int, steps: int, prompt_tokens: int) -> float:
+    """Seconds of one decode step of `rows` requests whose prompts have so many tokens."""
     family = Idefics(model, None, IMAGE_ID)
     scheduler = Scheduler(
-        family, SchedulerLimits(max_running=rows, kv_bytes=60 * 1024**3), PROMPT_TOKENS + 2 * steps + 8
+        family, SchedulerLimits(max_running=rows, kv_bytes=60 * 1024**3), prompt_tokens + 2 * steps + 8
     )
     backend: Any = _Words()
     for seed in range(rows):
-        ids = torch.randint(3, 32000, (PROMPT_TOKENS,), generator=torch.Generator().manual_seed(seed)).tolist()
+        ids = torch.randint(3, 32000, (prompt_tokens,), generator=torch.Generator().manual_seed(seed)).tolist()
         scheduler.submit(
             Job(
                 prompt=EncodedPrompt(tuple(ids), (None,) * len(ids), (len(ids),)),
@@ -112,14 +112,14 @@ def engine_step_s(model: Any, rows: int, steps: int) -> float:
     return median(times_s)
 
 
-def stock_step_s(model: Any, steps: int) -> float:
+def stock_step_s(model: Any, steps: int, prompt_tokens: int) -> float:
     """Seconds of one token of stock `generate`, one request alone."""
     device = model.device
     vision = model.config.vision_config
     inputs = {
-        "input_ids": torch.randint(3, 32000, (1, PROMPT_TOKENS), device=device),
+        "input_ids": torch.randint(3, 32000, (1, prompt_tokens), device=device),
         "pixel_values": torch.zeros(1, 1, 3, vision.image_size, vision.image_size, device=device, dtype=model.dtype),
-        "image_attention_mask": torch.zeros(1, PROMPT_TOKENS, 1, dtype=torch.long, device=device),
+        "image_attention_mask": torch.zeros(1, prompt_tokens, 1, dtype=torch.long, device=device),
     }
 
     def run(tokens: int) -> float:
@@ -134,14 +134,14 @@ def stock_step_s(model: Any, steps: int) -> float:
     return (run(steps + 1) - run(1)) / steps
 
 
-def step_bytes(model: Any, rows: int) -> int:
+def step_bytes(model: Any, rows: int, prompt_tokens: int) -> int:
     """Bytes that a decode step reads: the decoder's weights, and the keys and values of all rows."""
     inner = model.model
     read = [inner.layers, inner.gated_cross_attn_layers, inner.norm, model.lm_head]
     weights = sum(parameter.nbytes for module in read for parameter in module.parameters())
     config = model.config
     token_bytes = 2 * config.num_hidden_layers * config.hidden_size * model.dtype.itemsize
-    return int(weights + rows * PROMPT_TOKENS * token_bytes)
+    return int(weights + rows * prompt_tokens * token_bytes)
 
 
 def _wait(device: torch.device) -> None:
@@ -159,17 +159,18 @@ def main() -> None:
     model = make_model(options.shape, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
     bandwidth = copy_bandwidth(device, 2**32 if device.type == "cuda" else 2**27)
     print(f"{options.shape} on {_name(device)}, torch {torch.__version__}; copy bandwidth {bandwidth / 1e9:.0f} GB/s")
-    measure(str(model.dtype).removeprefix("torch."), model, bandwidth, options.steps)
-    measure("4bit", pack(model), bandwidth, options.steps)
+    how = (bandwidth, options.steps, PROMPT_TOKENS[options.shape])
+    measure(str(model.dtype).removeprefix("torch."), model, *how)
+    measure("4bit", pack(model), *how)
 
 
 @torch.inference_mode()
-def measure(precision: str, model: Any, bandwidth: float, steps: int) -> None:
+def measure(precision: str, model: Any, bandwidth: float, steps: int, prompt_tokens: int) -> None:
     """Print one row a batch size."""
-    print(f"{precision}: stock generate, alone: {1 / stock_step_s(model, steps):.1f} tokens/s")
+    print(f"{precision}: stock generate, alone: {1 / stock_step_s(model, steps, prompt_tokens):.1f} tokens/s")
     for rows in (1, 8, 32):
-        step_s = engine_step_s(model, rows, steps)
-        limit_s = step_bytes(model, rows) / bandwidth
+        step_s = engine_step_s(model, rows, steps, prompt_tokens)
+        limit_s = step_bytes(model, rows, prompt_tokens) / bandwidth
         print(
             f"{precision}: {rows:2d} rows: {rows / step_s:7.1f} tokens/s, {limit_s / step_s:.2f} of the bandwidth limit"
         )
