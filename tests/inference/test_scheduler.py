@@ -1,5 +1,6 @@
 """The scheduler against a cold stock `generate`: whatever joins, leaves or is dropped, the tokens are the same."""
 
+import random
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -101,6 +102,19 @@ class Faulty:
             keys[row, :, written] = values[row, :, written] = torch.nan
 
 
+class Clock:
+    """A clock that goes as it likes, and always the same way for a seed: how much is read in a step follows from what
+    steps took, and a run that failed must fail again."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._now_s = 0.0
+
+    def __call__(self) -> float:
+        self._now_s += self._random.choice((1e-4, 1e-3, 1e-2))
+        return self._now_s
+
+
 def flat(pieces: list[list[Any]]) -> list[Any]:
     return [token for piece in pieces for token in piece]
 
@@ -124,6 +138,7 @@ class Conversations(RuleBasedStateMachine):
         feature_bytes=st.sampled_from([0, 20_000, 10**9]),
         disk_bytes=st.sampled_from([0, 2_000, 20_000, 10**9]),
         fixed_shapes=st.booleans(),
+        pace=st.integers(0, 999),
         openings=st.lists(parts, min_size=2, max_size=4),
     )
     def start(
@@ -135,6 +150,7 @@ class Conversations(RuleBasedStateMachine):
         feature_bytes: int,
         disk_bytes: int,
         fixed_shapes: bool,
+        pace: int,
         openings: list[Any],
     ) -> None:
         token_bytes = self.kit.family.cache_shape.token_bytes
@@ -148,6 +164,7 @@ class Conversations(RuleBasedStateMachine):
         self.limits = limits
         self.folder = Path(tempfile.mkdtemp(prefix="idefics-chat-test-"))
         self.disk_bytes, self.fixed_shapes = disk_bytes, fixed_shapes
+        self.clock = Clock(pace)
         self.start_up()
         self.conversations = [self.pieces(parts) for parts in openings]
 
@@ -156,7 +173,12 @@ class Conversations(RuleBasedStateMachine):
         self.store = FeatureStore(self.kit.family, self.files)
         self.family: Any = Faulty(self.kit.family)
         self.scheduler = Scheduler(
-            self.family, self.limits, CONTEXT, keep_features=self.keep, fixed_shapes=self.fixed_shapes
+            self.family,
+            self.limits,
+            CONTEXT,
+            clock=self.clock,
+            keep_features=self.keep,
+            fixed_shapes=self.fixed_shapes,
         )
         self.family.scheduler = self.scheduler
 

@@ -14,8 +14,8 @@ OPERATOR_ONLY = {
     storage.OwnerNotFound,
     storage.UnknownRevision,
 }
-OURS_ALONE = {storage.StorageError, storage.ResponseFinished, storage.EventOutOfOrder}
-"""A mistake of the server's: a client is told `server_error`."""
+OURS_ALONE = {storage.StorageError, storage.NotFound, storage.ResponseFinished, storage.EventOutOfOrder}
+"""Bases, and mistakes of the server's: a client is told `server_error`."""
 
 
 def tree(base: type[Exception]) -> set[type[Exception]]:

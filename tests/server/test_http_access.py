@@ -89,4 +89,5 @@ def test_clients_are_told_not_to_repeat_what_would_be_refused_again() -> None:
         "response_not_active",
         "already_exists",
         "quota_exceeded",
+        "too_many_batches",
     }
