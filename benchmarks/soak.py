@@ -184,9 +184,12 @@ async def soak(minutes: float, seed: int, settings: list[str]) -> None:
     ):
         started = time.monotonic()
         clients = [RandomClient(server.address, random.Random(f"{seed} {n}"), done) for n in range(CLIENTS)]
-        using = [asyncio.create_task(client.use(started + 60 * minutes)) for client in clients]
         samples: list[tuple[float, float, float]] = []
-        async with httpx.AsyncClient(base_url=f"http://{server.address}", trust_env=False, timeout=120) as http:
+        async with (
+            httpx.AsyncClient(base_url=f"http://{server.address}", trust_env=False, timeout=120) as http,
+            asyncio.TaskGroup() as group,
+        ):
+            using = [group.create_task(client.use(started + 60 * minutes)) for client in clients]
             while not all(task.done() for task in using):
                 memory, cached = family_bytes(server.process.pid), await cached_bytes(http)
                 samples.append(((time.monotonic() - started) / 60, memory, memory - cached))
@@ -195,7 +198,6 @@ async def soak(minutes: float, seed: int, settings: list[str]) -> None:
                     told = f"{memory / 2**20:.1f} MiB, {rest / 2**20:.1f} without caches"
                     print(f"{at:.1f} min: {told}, {sum(done.values())} acts", flush=True)
                 await asyncio.sleep(SAMPLE_S)
-        await asyncio.gather(*using)
         errors = [line for line in server.output.splitlines() if " ERROR " in line]
     warm = [sample for sample in samples if sample[0] >= min(WARM_MINUTES, minutes / 2)]
     print(f"{dict(done)}; {len(errors)} errors logged {errors[:3]}")

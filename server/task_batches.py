@@ -195,11 +195,13 @@ class Batches:
     async def _next_task(self, running: _Running) -> BatchTask | None:
         """The next task of the batch that nobody has taken; None where there is none, or the server stops."""
         async with running.reading:
+            if self.stopping:
+                return None  # the database may be closed already
             if not running.next:
                 running.next += await _patiently(
                     lambda: self._store.batch_tasks_left(running.id, after=running.reached, limit=AT_ONCE)
                 )
-            if self.stopping or not running.next:
+            if not running.next:
                 return None
             task = running.next.popleft()
             running.reached = task.position
