@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from idefics_chat.default_model.architecture import CONTEXT, IMAGE
+from idefics_chat.default_model.attention_guides import Guide, Told, guides_of
 from idefics_chat.default_model.documents import Document, Piece
 from idefics_chat.default_model.grounding import mentions, words
 from idefics_chat.default_model.question import Question
@@ -28,7 +29,10 @@ class Hint:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One document: `ids`, which answer each token belongs to (-1: none), what each means, kinds, the scenes' rows."""
+    """One document: `ids`, which answer each token belongs to (-1: none), what each means, kinds, the scenes' rows.
+
+    `hints` and `guides`: what the tokens before and in answers should know, and where they should look.
+    """
 
     ids: list[int]
     answer: list[int]
@@ -36,6 +40,7 @@ class Encoded:
     kinds: list[str]
     scenes: list[int]
     hints: list[Hint]
+    guides: list[Guide]
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Batch:
     scenes: Tensor
     kinds: list[list[str]]
     hints: list[tuple[int, Hint]]
+    guides: list[tuple[int, Guide]]
 
 
 class Encoder:
@@ -95,7 +101,9 @@ class Encoder:
             ids += piece
             means += codes
             answer += [len(kinds) - 1 if kind else -1] * len(piece)
-        return Encoded(ids[:CONTEXT], answer[:CONTEXT], means[:CONTEXT], kinds, rows, hints)
+        told = Told(ids, answer, means, [piece.asked for piece in asked], document.scenes)
+        guides = list(guides_of(told, lambda text: self.segment(text)[0]))
+        return Encoded(ids[:CONTEXT], answer[:CONTEXT], means[:CONTEXT], kinds, rows, hints, guides)
 
 
 def collate(documents: list[Encoded]) -> Batch:
@@ -113,9 +121,10 @@ def collate(documents: list[Encoded]) -> Batch:
         mask[row, :length] = 1
         scenes[row, : len(document.scenes)] = torch.tensor(document.scenes, dtype=torch.long)
     hints = [(row, hint) for row, d in enumerate(documents) for hint in d.hints if hint.place < len(d.ids)]
+    guides = [(row, guide) for row, d in enumerate(documents) for guide in d.guides if guide.place < len(d.ids)]
     number = (ids == IMAGE).cumsum(1) - 1
     seen = (number[:, :, None] == torch.arange(images)).long()
-    return Batch(ids, mask, answer, means, seen, scenes, [d.kinds for d in documents], hints)
+    return Batch(ids, mask, answer, means, seen, scenes, [d.kinds for d in documents], hints, guides)
 
 
 def bucketed(source: Iterator[Encoded], tokens: int, rng: random.Random, ahead: int = 400) -> Iterator[Batch]:

@@ -14,6 +14,7 @@ from idefics_chat.default_model.batches import Batch, Encoded, Encoder
 from idefics_chat.default_model.dialogues import MAX_IMAGES, add_turn, sample_dialogue
 from idefics_chat.default_model.documents import END, Document, Piece
 from idefics_chat.default_model.memory import NAMES, Memory, recall_asked, recall_fact, tell_fact
+from idefics_chat.default_model.question import Question
 from idefics_chat.default_model.questions import ask
 from idefics_chat.default_model.scene_table import SceneTable
 from idefics_chat.default_model.scenes import Scene
@@ -55,9 +56,10 @@ class Tally:
 def echo(rng: random.Random) -> Document:
     """A run of words to be said again: to repeat a name or a question, a model must have learnt to copy."""
     words = rng.choices((*NAMES, *WORDS, "the", "a", "is", "to", "what", "which", "image"), k=rng.randint(4, 16))
-    said, document = " " + " ".join(words), Document(END)
+    said, document = " ".join(words), Document(END)
     between = rng.choice(("\nUser: What did I just ask?", "\nUser: What is my name?", ""))
-    document.add(f"User:{said}", END, between, END if between else "", "\nAssistant:", Piece(said, ECHO))
+    repeated = Piece(f" {said}", ECHO, Question("", said, ECHO, quoted=said))
+    document.add(f"User: {said}", END, between, END if between else "", "\nAssistant:", repeated)
     return document
 
 

@@ -24,9 +24,9 @@ PARTS = (len(COLORS), len(SHAPES), len(SIZES), 9)
 
 def words(tokenizer: PreTrainedTokenizerBase) -> dict[int, int]:
     """Codes by the id of the token that is such a word."""
-    codes = {f" {color}": STRIDE * i for i, color in enumerate(COLORS, 1)} | {
-        " grey": STRIDE * (1 + COLORS.index("gray"))
-    }
+    codes = {" grey": STRIDE * (1 + COLORS.index("gray"))}
+    for i, color in enumerate(COLORS, 1):
+        codes |= {f" {color}": STRIDE * i, f" {color.capitalize()}": STRIDE * i}
     for i, shape in enumerate(SHAPES, 1):
         codes |= {f" {shape}": i, f" {plural(shape)}": i}
     ids = {text: tokenizer.encode(text, add_special_tokens=False) for text in codes}

@@ -20,24 +20,23 @@ from transformers import IdeficsForVisionText2Text, PreTrainedTokenizerBase
 
 from idefics_chat.default_model import optimizers
 from idefics_chat.default_model.architecture import LATENTS
+from idefics_chat.default_model.attention_guides import guide_loss, guided_scores
 from idefics_chat.default_model.batches import Batch, Encoder, bucketed
 from idefics_chat.default_model.course import Course, Tally
 from idefics_chat.default_model.memory_heads import FindingHeads, MemoryHeads
 from idefics_chat.default_model.scene_table import SceneTable
-from idefics_chat.default_model.text_forward import text_states
+from idefics_chat.default_model.text_forward import TextStates, text_states
 
 #: The decoder layers after which the memory is read (two cross-attentions below), and what a question has found.
 MEMORY_LAYER, FINDING_LAYER = 3, 5
+#: The learning rate at its highest, from nothing; to go on from trained weights, about a fifth.
+TEXT_RATE = 2.5e-3
 
 
-def states_of(
-    model: IdeficsForVisionText2Text, batch: Batch, table: SceneTable, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The last states and those after `MEMORY_LAYER` and `FINDING_LAYER`, all `(batch, tokens, width)`."""
+def states_of(model: IdeficsForVisionText2Text, batch: Batch, table: SceneTable, device: torch.device) -> TextStates:
+    """The states of the text part over the remembered latents of the batch's images."""
     latents = table.latents[batch.scenes.clamp(min=0)].to(device)
-    taps = (MEMORY_LAYER, FINDING_LAYER)
-    last, (middle, late) = text_states(model, batch.ids.to(device), batch.seen.to(device).bool(), latents, taps)
-    return last, middle, late
+    return text_states(model, batch.ids.to(device), batch.seen.to(device).bool(), latents)
 
 
 def answer_loss(
@@ -84,8 +83,9 @@ class Lesson:
 
     def losses(self, batch: Batch, weight_of: Callable[[str], float]) -> tuple[dict[str, Tensor], Tensor]:
         """The losses by name, weighted, and which answer tokens were guessed wrong."""
-        last, middle, late = states_of(self._model, batch, self._table, self._device)
-        loss, wrong = answer_loss(self._model, last, batch, weight_of)
+        states = states_of(self._model, batch, self._table, self._device)
+        middle, late = states.after[MEMORY_LAYER], states.after[FINDING_LAYER]
+        loss, wrong = answer_loss(self._model, states.last, batch, weight_of)
         memory, finding = self.heads["memory"], self.heads["finding"]
         assert isinstance(memory, MemoryHeads)
         assert isinstance(finding, FindingHeads)
@@ -95,6 +95,7 @@ class Lesson:
             "grounding": 0.3 * memory.grounding_loss(middle, batch, self._table.things),
             "hints": 0.15 * memory.hint_loss(middle, batch),
             "finding": 0.1 * finding.loss(late, batch, self._table.things, self._table.targets),
+            "guides": 0.1 * guide_loss(guided_scores(states), batch.guides, batch.seen.argmax(-1)),
         }, wrong
 
 
@@ -120,9 +121,12 @@ def train_language(
     save: Callable[[Progress], None],
     resumed: Progress | None = None,
     tokens: int = 3072,
-    peak: float = 2.5e-3,
+    peak: float = TEXT_RATE,
 ) -> None:
-    """Trains the text part until `seconds` are spent in all, calling `save` every two minutes. Mutates `model`."""
+    """Trains the text part until `seconds` of `thread_time` are spent, calling `save` every two minutes.
+
+    Mutates `model`.
+    """
     assert table.latents.shape[1] == LATENTS
     lesson, state, tally = Lesson(model, table, device), resumed or Progress(), Tally()
     named = text_parameters(model, lesson.heads)
@@ -132,7 +136,7 @@ def train_language(
     course = Course(table, Encoder(tokenizer), random.Random(7919 + state.step), tally)
     usual = bucketed(course.documents(), tokens, course.rng)
     long = bucketed(course.long_documents(), tokens, course.rng, ahead=8)
-    began, before, saved = time.monotonic(), state.spent, time.monotonic()
+    began, before, saved = time.thread_time(), state.spent, time.monotonic()
     while state.spent < seconds:
         course.progress = state.spent / seconds
         batch = next(long) if course.progress > 0.5 and state.step % 40 == 0 else next(usual)
@@ -140,7 +144,7 @@ def train_language(
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
         optimizers.update(steppers, parameters, optimizers.rate_at(course.progress, state.step, peak))
         tally.add(batch, wrong)
-        state.step, state.spent = state.step + 1, before + time.monotonic() - began
+        state.step, state.spent = state.step + 1, before + time.thread_time() - began
         if state.step % 100 == 0:
             report(state, losses, tally)
         if time.monotonic() - saved > 120 or state.spent >= seconds:

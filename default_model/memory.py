@@ -160,16 +160,17 @@ def recall_fact(memory: Memory, rng: random.Random) -> Question | None:
     what = rng.choice(tuple(memory.facts))
     if what == "name":
         text = rng.choice(("What is my name?", "Do you remember my name?", "Who am I?"))
-        return Question(text, f"Your name is {memory.facts[what]}.", "recall said")
+        return Question(text, f"Your name is {memory.facts[what]}.", "recall said", quoted=memory.facts[what])
     text = rng.choice(("What is my favorite {}?", "Do you remember my favorite {}?")).format(what)
-    return Question(text, f"Your favorite {what} is {memory.facts[what]}.", "recall said")
+    told = f"favorite {what} is {memory.facts[what]}"
+    return Question(text, f"Your {told}.", "recall said", quoted=told)
 
 
 def recall_asked(memory: Memory, rng: random.Random) -> Question | None:
     if not memory.asked:
         return None
     text = rng.choice(("What did I just ask?", "What was my last question?", "What did I ask you?"))
-    return Question(text, f"You asked: {memory.asked[-1]}", "recall said")
+    return Question(text, f"You asked: {memory.asked[-1]}", "recall said", quoted=memory.asked[-1])
 
 
 RECALLERS: dict[Recaller, float] = {

@@ -15,7 +15,8 @@ class Question:
 
     Hints for training: `region`, the cells of the board that the question picks; `image`, the number of the earlier
     image that it is about (None: the last one); `found`, the number of the image that it asks for; `pair`, the two
-    things that it compares; `listed`, the things that the answer tells of, in its order (None: it lists nothing).
+    things that it compares; `listed`, the things that the answer tells of, in its order (None: it lists nothing);
+    `quoted`, words of the answer that were said before, in the same order.
     """
 
     text: str
@@ -26,6 +27,7 @@ class Question:
     found: int | None = None
     pair: tuple[Thing, Thing] | None = None
     listed: tuple[Thing, ...] | None = None
+    quoted: str | None = None
 
 
 Asker = Callable[[Scene, random.Random], Question | None]

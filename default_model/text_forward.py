@@ -6,7 +6,7 @@ float32: fewer copies and casts than autocast makes, a quarter less time a step.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,10 +37,11 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x.float() * cos + torch.cat((-other, one), -1) * sin
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, out: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """What is found, and the scores `(batch, heads, tokens, looked at)` before the softmax."""
     scores = (q.to(HALF) @ k.to(HALF).transpose(-1, -2)).float() * q.shape[-1] ** -0.5 + bias
     held = scores.softmax(-1).to(HALF) @ v.to(HALF)
-    return linear(held.transpose(1, 2).flatten(2), out)
+    return linear(held.transpose(1, 2).flatten(2), out), scores
 
 
 def gated_mlp(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
@@ -48,22 +49,24 @@ def gated_mlp(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     return linear(functional.silu(linear(x, gate)) * linear(x, up), down)
 
 
-def self_layer(x: Tensor, cos: Tensor, sin: Tensor, causal: Tensor, *w: Tensor) -> Tensor:
-    """One decoder layer; `w` as `self_weights` gives them."""
+def self_layer(x: Tensor, cos: Tensor, sin: Tensor, causal: Tensor, *w: Tensor) -> tuple[Tensor, Tensor]:
+    """One decoder layer, and its attention's scores; `w` as `self_weights` gives them."""
     before, to_q, to_k, to_v, out, after, gate, up, down = w
     y = normed(x, before).to(HALF)
     q, k, v = (split_heads(linear(y, part), cos.shape[-1]) for part in (to_q, to_k, to_v))
-    x = x + attend(turned(q, cos, sin), turned(k, cos, sin), v, causal, out)
-    return x + gated_mlp(normed(x, after), gate, up, down)
+    found, scores = attend(turned(q, cos, sin), turned(k, cos, sin), v, causal, out)
+    x = x + found
+    return x + gated_mlp(normed(x, after), gate, up, down), scores
 
 
-def cross_layer(x: Tensor, images: Tensor, bias: Tensor, sees: Tensor, *w: Tensor) -> Tensor:
-    """One gated cross-attention layer; `w` as `cross_weights` gives them."""
+def cross_layer(x: Tensor, images: Tensor, bias: Tensor, sees: Tensor, *w: Tensor) -> tuple[Tensor, Tensor]:
+    """One gated cross-attention layer, and its scores; `w` as `cross_weights` gives them."""
     before, to_q, to_k, to_v, out, q_norm, k_norm, alpha, after, gate, up, down, alpha_dense = w
     q = split_heads(linear(normed(x, before), to_q), len(q_norm))
     k, v = (split_heads(linear(images, part), len(q_norm)) for part in (to_k, to_v))
-    x = x + torch.tanh(alpha) * sees * attend(normed(q, q_norm), normed(k, k_norm), v, bias, out)
-    return x + torch.tanh(alpha_dense) * gated_mlp(normed(x, after), gate, up, down)
+    found, scores = attend(normed(q, q_norm), normed(k, k_norm), v, bias, out)
+    x = x + torch.tanh(alpha) * sees * found
+    return x + torch.tanh(alpha_dense) * gated_mlp(normed(x, after), gate, up, down), scores
 
 
 def self_weights(layer: Any) -> tuple[Tensor, ...]:
@@ -92,10 +95,19 @@ def cross_weights(layer: Any) -> tuple[Tensor, ...]:
     )
 
 
-def text_states(
-    model: Any, ids: Tensor, seen: Tensor, latents: Tensor, taps: Collection[int] = ()
-) -> tuple[Tensor, list[Tensor]]:
-    """The last states `(batch, tokens, width)` of an `IdeficsForVisionText2Text`, and those after the layers `taps`.
+@dataclass(frozen=True)
+class TextStates:
+    """`last` states `(batch, tokens, width)`; by layer, those after it, its attention's scores `(batch, heads, tokens,
+    tokens)`, and those of the cross-attention before it `(batch, heads, tokens, images * latents)`."""
+
+    last: Tensor
+    after: list[Tensor]
+    scores: list[Tensor]
+    sight: dict[int, Tensor]
+
+
+def text_states(model: Any, ids: Tensor, seen: Tensor, latents: Tensor) -> TextStates:
+    """The states of an `IdeficsForVisionText2Text`.
 
     `ids` `(batch, tokens)`, padded on the right; `seen` bool `(batch, tokens, images)`, the image that each token sees;
     `latents` `(batch, images, latents, width)`.
@@ -110,12 +122,13 @@ def text_states(
     causal = torch.where(place[:, None] >= place, 0.0, FAR)
     sees = seen.any(-1)[..., None].float()
     bias = torch.where(seen, 0.0, FAR).repeat_interleave(latents.shape[2], -1)[:, None]
-    images, kept = latents.flatten(1, 2), []
+    images = latents.flatten(1, 2)
+    states = TextStates(x, [], [], {})
     for i, layer in enumerate(core.layers):
         if i % core.cross_layer_interval == 0:
             gated = core.gated_cross_attn_layers[i // core.cross_layer_interval]
-            x = cross_layer(x, images, bias, sees, *cross_weights(gated))
-        x = self_layer(x, cos, sin, causal, *self_weights(layer))
-        if i in taps:
-            kept.append(x)
-    return normed(x, core.norm.weight), kept
+            x, states.sight[i] = cross_layer(x, images, bias, sees, *cross_weights(gated))
+        x, scores = self_layer(x, cos, sin, causal, *self_weights(layer))
+        states.after.append(x)
+        states.scores.append(scores)
+    return replace(states, last=normed(x, core.norm.weight))

@@ -4,8 +4,9 @@ Three steps, each kept in DIR and skipped when it is there: pictures are drawn, 
 part learns to speak of what it saw. Interrupted, the same command goes on (vision with its weights so
 far but a new clock, text where it was). Needs about 6 GB of memory and 1.5 GB of
 disk; on one CPU core three hours with the default times (made on one with bf16 units, which count for much), on an
-accelerator less (`--vision-minutes`, `--text-minutes`). Times are by the clock on the wall: a step of the text part
-takes about a second on a quiet core, so give more where the core is shared.
+accelerator less (`--vision-minutes`, `--text-minutes`). Times are those of the processor: a training that waits for its
+core, or is stopped for a while, learns as much in the same minutes. `--go-on-from FOLDER` keeps the vision part of a
+checkpoint and teaches its text part further; give `--text-rate` about a fifth of the usual then.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import dataclasses
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, GenerationConfig, IdeficsForVisionText2Text
 
 from idefics_chat.default_model.architecture import BOS, END, EOS, FAKE, IMAGE, PAD, new_model
-from idefics_chat.default_model.language import Progress, train_language
+from idefics_chat.default_model.language import TEXT_RATE, Progress, train_language
 from idefics_chat.default_model.scene_table import SceneTable
 from idefics_chat.default_model.scenes import HELD_OUT
 from idefics_chat.default_model.tokenizer import save_processor
@@ -38,6 +40,8 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--vision-minutes", type=float, default=20.0)
     parser.add_argument("--text-minutes", type=float, default=150.0)
+    parser.add_argument("--text-rate", type=float, default=TEXT_RATE, help="the text part's highest learning rate")
+    parser.add_argument("--go-on-from", type=Path, help="checkpoint whose weights to start from, its vision kept")
     parser.add_argument("--hold-out", action="store_true", help=f"train without {len(HELD_OUT)} colour-shape pairs")
     return parser.parse_args()
 
@@ -47,10 +51,13 @@ def pick_device(name: str) -> torch.device:
 
 
 def seen_model(args: argparse.Namespace, pool_path: Path, device: torch.device) -> IdeficsForVisionText2Text:
-    """The model after stage one, from `vision.pt` if that is there."""
+    """The model after stage one, from `vision.pt` or from the checkpoint to go on from, if there is one."""
     model = new_model(args.seed)
     model.to(device)  # type: ignore[arg-type]
     model.set_attn_implementation("eager")  # the fused CPU kernel is slower than this at these sizes
+    if args.go_on_from:
+        model.load_state_dict(load_file(args.go_on_from / "model.safetensors"))
+        return model
     kept, done = args.output / "vision.pt", args.output / "vision.done"
     if kept.exists():
         model.load_state_dict(torch.load(kept, map_location=device), strict=False)
@@ -111,7 +118,7 @@ def main() -> None:
         text_path.with_suffix(".new").rename(text_path)
         export(model, args.output)
 
-    train_language(model, tokenizer, table, args.text_minutes * 60, device, save, resumed)
+    train_language(model, tokenizer, table, args.text_minutes * 60, device, save, resumed, peak=args.text_rate)
 
 
 if __name__ == "__main__":

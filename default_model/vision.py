@@ -152,7 +152,7 @@ def train_vision(
     batch: int = 96,
     peak: float = 2e-3,
 ) -> float:
-    """Trains for `seconds`; returns the share of pictures read wholly right lately. Mutates `model`."""
+    """Trains for `seconds` of `thread_time`; returns the share of pictures read wholly right. Mutates `model`."""
     scenes, pixels = pool
     straight, mirror = stack_targets(scenes), stack_targets([mirrored(s) for s in scenes])
     heads = Heads(int(model.model.perceiver_resampler.latents.shape[1])).to(device)
@@ -161,9 +161,9 @@ def train_vision(
     named = seeing + [("head." + n, p) for n, p in heads.named_parameters()]
     parameters = [p for _, p in named]
     steppers = optimizers.build(named, peak)
-    rng, start, step, recent = np.random.default_rng(0), time.monotonic(), 0, 0.0
-    saved = start
-    while (spent := time.monotonic() - start) < seconds:
+    rng, start, step, recent = np.random.default_rng(0), time.thread_time(), 0, 0.0
+    saved = time.monotonic()
+    while (spent := time.thread_time() - start) < seconds:
         chosen, flip = rng.integers(len(scenes), size=batch), rng.random() < 0.5
         images = np.asarray(pixels[np.sort(chosen)])
         images = images[..., ::-1] if flip else images
