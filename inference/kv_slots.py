@@ -96,6 +96,14 @@ class SlotTensors:
             keys[row, :, :tokens] = old_keys[:, :tokens]
             values[row, :, :tokens] = old_values[:, :tokens]
 
+    def holds(self, row: int, parked: KeyValues) -> bool:
+        """Whether what was exported stands in a row, number for number."""
+        return all(
+            torch.equal(here[row, :, : old.shape[1]], old.to(here.device))
+            for layer, exported in zip(self.layers, parked, strict=True)
+            for here, old in zip(layer, exported, strict=True)
+        )
+
     def wipe(self, first: int, end: int | None = None) -> None:
         """Zero the rows from `first` on: numbers that are not finite would reach other requests even through a mask."""
         for keys, values in self.layers:

@@ -59,29 +59,42 @@ class PrefixStore:
     def __len__(self) -> int:
         return len(self._index)
 
-    def find(self, group: Hashable, keys: Sequence[TokenKey]) -> tuple[Prefix | None, int]:
-        """The prefix of that group with the most tokens in common with `keys`, and how many those are."""
-        best, length = self.longest(group, keys)
-        return (None, 0) if best is None else (self._touch(best), length)
+    def __contains__(self, number: int) -> bool:
+        return number in self._device or number in self._host
+
+    def __getitem__(self, number: int) -> Prefix:
+        """The prefix of that number; its age stays what it was."""
+        prefix = self._device.peek(number) or self._host.peek(number)
+        assert prefix is not None
+        return prefix
 
     def longest(self, group: Hashable, keys: Sequence[TokenKey]) -> tuple[int | None, int]:
-        """The number of that prefix and the tokens in common; its age stays what it was."""
+        """The number of the prefix of that group with the most tokens in common with `keys`, and how many those are.
+        Its age stays what it was."""
         best, best_length = None, 0
         for number in self._index.alike(group, keys):
-            length = common_length(self._peek(number).keys, keys)
+            length = common_length(self[number].keys, keys)
             if length > best_length:
                 best, best_length = number, length
         return best, best_length
 
-    def park(self, group: Hashable, prefix: Prefix) -> None:
-        """Keep a prefix; those of its group that it begins with are forgotten, since it holds all of them."""
+    def take(self, number: int) -> Prefix:
+        """The prefix of a number that was found; it counts as used just now."""
+        prefix = self._device.get(number) or self._host.get(number)
+        assert prefix is not None
+        return prefix
+
+    def park(self, group: Hashable, prefix: Prefix) -> int:
+        """Keep a prefix; those of its group that it begins with are forgotten, since it holds all of them. Its number,
+        which no other ever gets."""
         for number in self._index.beginnings(group, prefix.keys):
-            old = self._peek(number).keys
+            old = self[number].keys
             if common_length(old, prefix.keys) == len(old):
                 self._forget(number)
         number, self._next_number = self._next_number, self._next_number + 1
         self._index.add(number, group, prefix.keys)
         self._to_host(self._device.put(number, prefix))
+        return number
 
     def set_device_budget(self, budget_bytes: int) -> None:
         """Change the device's budget; what is over it moves to host memory."""
@@ -104,16 +117,6 @@ class PrefixStore:
             moved = Prefix(prefix.keys, [(keys.cpu(), values.cpu()) for keys, values in prefix.key_values])
             for gone, _ in self._host.put(number, moved):
                 self._forget(gone)
-
-    def _peek(self, number: int) -> Prefix:
-        prefix = self._device.peek(number) or self._host.peek(number)
-        assert prefix is not None
-        return prefix
-
-    def _touch(self, number: int) -> Prefix:
-        prefix = self._device.get(number) or self._host.get(number)
-        assert prefix is not None
-        return prefix
 
     def _forget(self, number: int) -> None:
         self._device.pop(number)

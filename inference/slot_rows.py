@@ -4,6 +4,8 @@ Decoding requests hold the first rows, so that a decode step reads them without 
 read have the rows behind them, so that one forward reads them all. When one leaves, another moves into its row.
 """
 
+from collections.abc import Iterable
+
 from idefics_chat.inference.family import Family
 from idefics_chat.inference.job import Branch, Job
 from idefics_chat.inference.kv_slots import SlotTensors
@@ -25,6 +27,9 @@ class SlotRows:
         self.parked = PrefixStore(budget_bytes, host_bytes)
         self.decoding: list[Branch] = []
         self.reading: list[Job] = []
+        # Rows that fell free and still hold the parked prefix of that number: whoever goes on from it where it lies,
+        # as a conversation does that is alone, need not have it copied.
+        self._still_holds: dict[int, int] = {}
 
     @property
     def running(self) -> list[Job]:
@@ -43,10 +48,13 @@ class SlotRows:
         if rows > self.max_rows or not self._make_room(rows, job.needed_tokens):
             return False
         lead, row = job.lead, len(self.decoding) + len(self.reading)
-        prefix, common = (None, 0) if job.group is None else self.parked.find(job.group, lead.keys)
+        number, common = (None, 0) if job.group is None else self.parked.longest(job.group, lead.keys)
         filled = min(common, job.reusable_tokens)
-        if prefix is not None and filled:
-            self.tensors.fill(row, prefix.key_values, filled)
+        held = self._still_holds.pop(row, None)
+        if number is not None and filled:
+            prefix = self.parked.take(number)
+            if held != number:
+                self.tensors.fill(row, prefix.key_values, filled)
         # Last, so that all of it can be done again where memory ran out.
         lead.row, lead.filled, job.cached_tokens = row, filled, filled
         self.reading.append(job)
@@ -75,6 +83,7 @@ class SlotRows:
                 pairs.append((row, other.lead.row))
                 other.lead.row = row
         if pairs:
+            self._forget(row for row, _ in pairs)
             self.tensors.rearrange(pairs, 0, max(filled, *(other.lead.filled for other in (job, *self.reading))))
         for row, branch in enumerate(job.branches, first):
             branch.row, branch.filled = row, filled
@@ -99,6 +108,7 @@ class SlotRows:
                     self.tensors.wipe(branch.row, branch.row + 1)
                 self.leave_row(branch, park=branch is kept)
         if not park:
+            self._still_holds.clear()
             # The rows that are free now may hold a copy of it, where it had moved before it was looked at.
             self.tensors.wipe(len(self.decoding) + len(self.reading))
 
@@ -107,7 +117,9 @@ class SlotRows:
         job = branch.job
         if park and job.group is not None and branch.filled:
             kept = self.tensors.export(branch.row, branch.filled)
-            self.parked.park(job.group, Prefix(branch.keys[: branch.filled], kept))
+            number = self.parked.park(job.group, Prefix(branch.keys[: branch.filled], kept))
+            if branch.filled < self.tensors.tokens:  # a row that is there for its shape alone writes the last place
+                self._still_holds[branch.row] = number
         self._close_gap(branch)
         branch.row = -1
 
@@ -118,6 +130,9 @@ class SlotRows:
         assert [job.lead.row for job in self.reading] == list(behind)
         assert self.reserved <= self.tensors.rows <= self.max_rows or not self.running
         assert all(job.needed_tokens <= self.tensors.tokens for job in self.running)
+        for row, number in self._still_holds.items():
+            assert row >= len(self.decoding) + len(self.reading)
+            assert number not in self.parked or self.tensors.holds(row, self.parked[number].key_values)
         assert self.tensors.used_bytes + self.parked.device_bytes <= self._budget_bytes
         self.parked.check()
 
@@ -139,9 +154,15 @@ class SlotRows:
 
     def _move(self, branch: Branch, row: int) -> None:
         if branch.row != row:
+            self._forget([row])
             self.tensors.move(branch.row, row, branch.filled)
             self._family.move_row(branch.row, row)
             branch.row = row
+
+    def _forget(self, rows: Iterable[int]) -> None:
+        """Those rows are about to be written."""
+        for row in rows:
+            self._still_holds.pop(row, None)
 
     def _make_room(self, rows: int, tokens: int) -> bool:
         """Have so many rows of so many tokens, within the budget; parked prefixes give way."""
@@ -149,6 +170,7 @@ class SlotRows:
             if (need := self.tensors.bytes_of(*shape)) <= self._budget_bytes:
                 if shape != (self.tensors.rows, self.tensors.tokens):
                     self.parked.set_device_budget(self._budget_bytes - need)
+                    self._still_holds.clear()
                     self.tensors.resize(*shape, keep=len(self.decoding) + len(self.reading))
                 # Whether or not the tensors had this shape already: memory may have run out in between.
                 self._family.reserve_rows(shape[0])

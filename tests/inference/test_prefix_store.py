@@ -32,12 +32,12 @@ def test_the_longest_common_beginning_of_the_group_is_found(
     for owner, keys in parked:
         store.park(owner, prefix(keys))
         store.check()
-    found, length = store.find(group, wanted)
+    found, length = store.longest(group, wanted)
     lengths = [common_length(keys, wanted) for owner, keys in parked if owner == group]
     assert length == max(lengths, default=0)
     assert (found is None) == (length == 0)
     if found is not None:
-        assert common_length(found.keys, wanted) == length
+        assert common_length(store.take(found).keys, wanted) == length
 
 
 @settings(max_examples=100, deadline=None)
@@ -65,7 +65,7 @@ def test_a_prefix_is_found_as_fast_among_thousands() -> None:
         times = []
         for _ in range(20):
             started = time.perf_counter()
-            assert store.find("owner", wanted)[1] == 3 * BLOCK
+            assert store.longest("owner", wanted)[1] == 3 * BLOCK
             times.append(time.perf_counter() - started)
         return min(times)
 

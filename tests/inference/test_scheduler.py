@@ -19,6 +19,7 @@ from idefics_chat.inference.feature_files import FeatureFiles, FeatureStore, Sto
 from idefics_chat.inference.image_encoding import ImageEncoding
 from idefics_chat.inference.kv_slots import Chunk, DecodeStep, attention_mask, position_ids
 from idefics_chat.inference.scheduler import Scheduler, SchedulerLimits
+from idefics_chat.inference.slot_rows import SlotRows
 
 CONTEXT = 200
 DIGESTS = ["a" * 64, "b" * 64, "c" * 64]
@@ -431,6 +432,12 @@ def test_a_prompt_read_beside_others_that_sees_as_far_as_they_is_caught(
         return right[:1].expand_as(right) if isinstance(step, Chunk) else right
 
     monkeypatch.setattr(f"{type(kit.family)._forward.__module__}.attention_mask", of_the_first_row)
+    with pytest.raises(AssertionError):
+        explore(kit, 400)
+
+
+def test_a_row_that_counts_as_holding_what_was_overwritten_is_caught(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SlotRows, "_forget", lambda rows, written: list(written))
     with pytest.raises(AssertionError):
         explore(kit, 400)
 
