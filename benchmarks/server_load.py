@@ -4,12 +4,14 @@ PYTHONPATH=. python benchmarks/server_load.py streams                   16 strea
                                                                         in process, on the shipped model
 PYTHONPATH=. python benchmarks/server_load.py streams --model medium    the same on the random model of 45 million
                                                                         parameters that the engine's benchmarks use
+PYTHONPATH=. python benchmarks/server_load.py threads                   16 streams in the engine in process, by the
+                                                                        CPU threads of the model
 PYTHONPATH=. python benchmarks/server_load.py idle                      5,000 idle connections: memory of each, gaps of
                                                                         16 streams
 
 Both sides of a ratio are measured in turns in one run, with the same requests and seeds, and compared by their medians.
 The engine in process runs in a process of its own too, so that each side has one process for the model and this one to
-read. `ulimit -n` must allow the connections, in this process and in the server's.
+read; both compute on one CPU thread. `ulimit -n` must allow the connections, in this process and in the server's.
 """
 
 import argparse
@@ -36,6 +38,7 @@ from idefics_chat.conversation.messages import Message, TextPart
 from idefics_chat.inference.requests import GenerationRequest, GenerationResult
 from idefics_chat.inference.sampling_params import SamplingParams
 from idefics_chat.server.engine_loading import load_engine
+from idefics_chat.server.memory import share_heaps
 from idefics_chat.server.settings import Settings
 from tests.end_to_end.server_process import ServerProcess
 
@@ -79,13 +82,14 @@ async def served_round(url: str, seed: int, most: int) -> tuple[float, list[floa
     return sum(tokens for tokens, _ in ended) / seconds, [gap for _, gaps in ended for gap in gaps]
 
 
-def engine_process(asked: Connection, model: str, most: int) -> None:
-    """Answers "seed" with tokens a second, until it is sent None."""
-    asyncio.run(_engine_rounds(asked, model, most))
+def engine_process(asked: Connection, model: str, most: int, threads: int) -> None:
+    """Answers "seed" with tokens a second, until it is sent None. `threads`: of the CPU."""
+    share_heaps()
+    asyncio.run(_engine_rounds(asked, model, most, threads))
 
 
-async def _engine_rounds(asked: Connection, model: str, most: int) -> None:
-    engine = load_engine(Settings(model=model))
+async def _engine_rounds(asked: Connection, model: str, most: int, threads: int) -> None:
+    engine = load_engine(Settings(model=model, cpu_threads=threads))
     while (seed := await asyncio.to_thread(asked.recv)) is not None:
         started = time.perf_counter()
         counts = await asyncio.gather(*(_engine_stream(engine, seed + n, most) for n in range(STREAMS)))
@@ -103,6 +107,20 @@ async def _engine_stream(engine: Any, seed: int, most: int) -> int:
         if isinstance(piece, GenerationResult):
             tokens = piece.usage.output_tokens
     return tokens
+
+
+@contextlib.contextmanager
+def engine_alone(model: str, most: int, threads: int) -> Iterator[tuple[int | None, Connection]]:
+    """The engine in a process of its own: the process, and where to ask it."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    engine = context.Process(target=engine_process, args=(there, model, most, threads), daemon=True)
+    engine.start()
+    try:
+        yield engine.pid, here
+    finally:
+        here.send(None)
+        engine.join()
 
 
 async def _no_image(digest: str) -> bytes:
@@ -123,30 +141,44 @@ def chosen(model: str) -> Iterator[str]:
 
 async def streams(model: str, rounds: int, most: int) -> None:
     """16 streams through the server beside 16 in the engine alone, in turns."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    engine = context.Process(target=engine_process, args=(there, model, most), daemon=True)
-    engine.start()
-    with tempfile.TemporaryDirectory() as folder, ServerProcess(Path(folder) / "chat.db", "--model", model) as server:
+    settings = ("--model", model, "--cpu-threads", "1")
+    with (
+        engine_alone(model, most, 1) as (engine, here),
+        tempfile.TemporaryDirectory() as folder,
+        ServerProcess(Path(folder) / "chat.db", *settings) as server,
+    ):
         rates: dict[str, list[float]] = {"alone": [], "served": []}
         works: dict[str, list[float]] = {"alone": [], "served": []}
         for number in range(rounds + 1):  # the first warms both up
-            before = cpu_seconds(engine.pid)
+            before = cpu_seconds(engine)
             here.send(1000 * number)
             rates["alone"].append(await asyncio.to_thread(here.recv))
-            works["alone"].append(cpu_seconds(engine.pid) - before)
+            works["alone"].append(cpu_seconds(engine) - before)
             before = cpu_seconds(server.process.pid)
             rates["served"].append((await served_round(server.url, 1000 * number, most))[0])
             works["served"].append(cpu_seconds(server.process.pid) - before)
             told = (f"{side} {rates[side][-1]:.0f} tokens/s, {works[side][-1]:.2f} s of CPU" for side in rates)
             print(f"round {number}: {'; '.join(told)}", flush=True)
-        here.send(None)
     rate = {side: statistics.median(found[1:]) for side, found in rates.items()}
     work = {side: statistics.median(found[1:]) for side, found in works.items()}
     print(f"tokens/s served over alone {rate['served'] / rate['alone']:.3f}")
     print(
         f"CPU time alone over served {work['alone'] / work['served']:.3f} (the same tokens; a busy machine tells less)"
     )
+
+
+def threads(model: str, rounds: int, most: int) -> None:
+    """16 streams in the engine alone by its CPU threads, from one to as many as there are cores, in turns."""
+    with contextlib.ExitStack() as stack:
+        counts = range(1, (os.cpu_count() or 1) + 1)
+        engines = {count: stack.enter_context(engine_alone(model, most, count))[1] for count in counts}
+        rates: dict[int, list[float]] = {count: [] for count in counts}
+        for number in range(rounds + 1):  # the first warms them up
+            for count, here in engines.items():
+                here.send(1000 * number)
+                rates[count].append(here.recv())
+    for count, found in rates.items():
+        print(f"{count} threads: {statistics.median(found[1:]):.0f} tokens/s")
 
 
 def cpu_seconds(pid: int | None) -> float:
@@ -227,9 +259,9 @@ async def idle(count: int, rounds: int, most: int) -> None:
 
 
 def main() -> None:
-    """Run one of the two."""
+    """Run one of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("streams", "idle"))
+    parser.add_argument("what", choices=("streams", "threads", "idle"))
     parser.add_argument("--model", default=Settings().model, help="of the streams")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--connections", type=int, default=5000)
@@ -242,7 +274,10 @@ def main() -> None:
         asyncio.run(idle(arguments.connections, rounds, most))
         return
     with chosen(arguments.model) as model:
-        asyncio.run(streams(model, rounds, most))
+        if arguments.what == "threads":
+            threads(model, rounds, most)
+        else:
+            asyncio.run(streams(model, rounds, most))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, GenerationConfig, IdeficsForVisionText2Text
+from transformers import AutoProcessor, AutoTokenizer, GenerationConfig, IdeficsForVisionText2Text
 
 from idefics_chat.default_model.architecture import BOS, END, EOS, FAKE, IMAGE, PAD, new_model
 from idefics_chat.default_model.language import TEXT_RATE, Progress, train_language
@@ -100,7 +100,10 @@ def main() -> None:
     excluded = HELD_OUT if args.hold_out else frozenset()
     pool_path, text_path = args.output / "pictures.npy", args.output / "text.pt"
     if not (args.output / "checkpoint" / "tokenizer.json").exists():
-        save_processor(args.output / "checkpoint")
+        if args.go_on_from:  # another tokenizer's ids would mean other words
+            AutoProcessor.from_pretrained(args.go_on_from).save_pretrained(args.output / "checkpoint")  # type: ignore[no-untyped-call]
+        else:
+            save_processor(args.output / "checkpoint")
     tokenizer = AutoTokenizer.from_pretrained(args.output / "checkpoint")
     model = seen_model(args, pool_path, device)
     model.load_state_dict({n: p.to(torch.bfloat16).float() for n, p in model.state_dict().items()})

@@ -12,11 +12,14 @@ interface, so that the engine may still move.
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -125,6 +128,8 @@ class LocalEngine:
         self._scheduler = Scheduler(
             self._family, limits.scheduler, context, keep_features=keep, fixed_shapes=family.is_compiled
         )
+        # As many as there are cores: more would only take the interpreter's lock from one another.
+        self._preparing = ThreadPoolExecutor(os.cpu_count() or 1, "idefics-chat images")
         self._outbox = Outbox()
         self._arrived: list[Job] = []
         self._accepted = 0
@@ -198,6 +203,7 @@ class LocalEngine:
         await asyncio.to_thread(self._thread.join)
         if self._stored is not None:
             await asyncio.to_thread(self._stored.files.close)
+        self._preparing.shutdown(wait=False)
 
     # -- before a request is queued
 
@@ -269,7 +275,8 @@ class LocalEngine:
         if load is None:
             raise ValueError("this model's images differ in length; counting one that was never seen needs its bytes")
         data = await load(digest)
-        image = await asyncio.to_thread(lambda: self._family.prepare(decode_image(data)))
+        work = partial(_prepare, self._family, data)
+        image = await asyncio.get_running_loop().run_in_executor(self._preparing, work)
         self._remember(digest, image.token_ids)
         return image
 
@@ -319,6 +326,10 @@ class LocalEngine:
         deadline = time.monotonic() + GATHER_S
         while self._accepted and not self._stopping and (left := deadline - time.monotonic()) > 0:
             self._wake.wait(left)
+
+
+def _prepare(family: Family, data: bytes) -> PreparedImage:
+    return family.prepare(decode_image(data))
 
 
 def _feature_store(loaded: LoadedModel, family: Family, limits: EngineLimits) -> FeatureStore | None:

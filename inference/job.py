@@ -59,8 +59,8 @@ class Job:
     """One request. `images` holds each image of the prompt, prepared or encoded already.
 
     `answers` are those that are asked for. With `beams` there is one sampler, for the penalties; else one for each
-    answer. Where `scored_from` is set, `score` becomes the log-likelihood of the prompt's tokens from there on, given
-    those before.
+    answer. What was computed is kept for others of its `group`, of the first `kept_tokens` where that is set. Where
+    `scored_from` is set, `score` becomes the log-likelihood of the prompt's tokens from there on, given those before.
     """
 
     prompt: EncodedPrompt
@@ -73,6 +73,7 @@ class Job:
     beams: BeamSearch[TokenLogprob] | None = None
     recorder: LogprobRecorder | None = None
     group: Hashable | None = None
+    kept_tokens: int | None = None
     deadline_s: float | None = None
     arrived_s: float = 0.0
     scored_from: int | None = None

@@ -45,6 +45,7 @@ class JobMaker:
             beams=self._beams(request, max_tokens) if sampling.num_beams > 1 else None,
             recorder=self._recorder(request),
             group=request.cache_key,
+            kept_tokens=_kept_tokens(request, prompt),
             deadline_s=None if request.timeout_s is None else arrived_s + request.timeout_s,
             arrived_s=arrived_s,
             scored_from=len(prompt) - prompt.run_lengths[-1] if scored else None,
@@ -98,6 +99,14 @@ class JobMaker:
 
     def _recorder(self, request: GenerationRequest) -> LogprobRecorder | None:
         return None if request.logprobs is None else LogprobRecorder(self._loaded.facts.backend, request.logprobs)
+
+
+def _kept_tokens(request: GenerationRequest, prompt: EncodedPrompt) -> int | None:
+    """Tokens of the runs that are kept, and those at the edge of an image that follows: they are the same for any."""
+    if request.kept_runs is None:
+        return None
+    end = sum(prompt.run_lengths[: request.kept_runs])
+    return next((place for place in range(end, len(prompt)) if prompt.images[place] is not None), end)
 
 
 def _stops(request: GenerationRequest) -> tuple[str, ...]:

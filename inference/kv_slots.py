@@ -242,6 +242,8 @@ class _Targets:
         view = slice(step.first, step.first + len(step.starts))
         if len(step.starts) == 1:
             return cls(step.first, slice(step.starts[0], step.ends[0]), 0, slice(None), view)
+        if len(set(step.starts)) == len(set(step.ends)) == 1:
+            return cls(view, slice(step.starts[0], step.ends[0]), slice(None), slice(None), view)
         kept = [
             (step.first + row, place, row, step.width - end + place)
             for row, (start, end) in enumerate(zip(step.starts, step.ends, strict=True))

@@ -97,9 +97,10 @@ class PromptReading:
         rows = self._jobs.rows
         if not rows.reading:
             return True
-        if any(_leaves_more(one, job, rows.start_of(job)) for one in rows.reading):
+        start = rows.start_of(job)
+        if any(_leaves_more(one, job, start) for one in rows.reading):
             return False
-        lengths = [len(one.prompt) - rows.start_of(one) for one in (*rows.reading, job)]
+        lengths = [*(len(one.prompt) - one.lead.filled for one in rows.reading), len(job.prompt) - start]
         padded = len(lengths) * max(lengths)
         lost = padded - sum(lengths)
         return padded <= limit and lost <= max(LOST_TOKENS, padded // LOST_SHARE)

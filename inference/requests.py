@@ -35,8 +35,10 @@ class GenerationRequest:
     """One answer to generate, or `sampling.n` of them.
 
     `cache_key` names whose cached prefixes may be used, which is an owner of conversations: within it they are found by
-    their tokens and images. None shares nothing. `stop` strings end the answer and are not part of it.
-    `max_output_tokens` None means up to the end of the context; 0 prefills only.
+    their tokens and images. None shares nothing. `kept_runs`: so many of the prompt's runs, from the first on, are
+    worth keeping in the cache for later requests; None keeps all, and the answer.
+    `stop` strings end the answer and are not part of it. `max_output_tokens` None means up to the end of the context; 0
+    prefills only.
     `bad_words` are never said; each is what the tokenizer makes of it, so that where it tells a word behind a space
     from one at a beginning, both are to be given (as with `bad_words_ids` of transformers). `logprobs` None gives none;
     a number gives the log-probability of each token that was chosen, and those of so many likeliest ones beside it.
@@ -49,6 +51,7 @@ class GenerationRequest:
     max_output_tokens: int | None = None
     stop: Sequence[str] = ()
     cache_key: str | None = None
+    kept_runs: int | None = None
     timeout_s: float | None = None
     bad_words: Sequence[str] = ()
     logprobs: int | None = None

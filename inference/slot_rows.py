@@ -115,10 +115,11 @@ class SlotRows:
     def leave_row(self, branch: Branch, park: bool) -> None:
         """Take the row of one branch away; its cache is parked for its group if that is wanted."""
         job = branch.job
-        if park and job.group is not None and branch.filled:
-            kept = self.tensors.export(branch.row, branch.filled)
-            number = self.parked.park(job.group, Prefix(branch.keys[: branch.filled], kept))
-            if branch.filled < self.tensors.tokens:  # a row that is there for its shape alone writes the last place
+        tokens = branch.filled if job.kept_tokens is None else min(branch.filled, job.kept_tokens)
+        if park and job.group is not None and tokens:
+            kept = self.tensors.export(branch.row, tokens)
+            number = self.parked.park(job.group, Prefix(branch.keys[:tokens], kept))
+            if tokens < self.tensors.tokens:  # a row that is there for its shape alone writes the last place
                 self._still_holds[branch.row] = number
         self._close_gap(branch)
         branch.row = -1

@@ -119,8 +119,8 @@ async def run_all(
 
 
 class TaskRunner:
-    """Runs tasks on one engine. Those of one `cache_key` share what their prompts begin with: give one where all tasks
-    are of one owner."""
+    """Runs tasks on one engine. Those of one `cache_key`, which is an owner, share what their prompts begin with: no
+    more than that is kept of them, so that many tasks do not push conversations out of the cache."""
 
     def __init__(self, engine: Engine, cache_key: str | None = None) -> None:
         self._engine = engine
@@ -153,6 +153,7 @@ class TaskRunner:
             stop=order.settings.stop,
             bad_words=_in_both_places(order.settings.bad_words),
             cache_key=self._cache_key,
+            kept_runs=_runs_alike(prompt),
         )
         result = await self._generated(request)
         text = result.text.strip()
@@ -197,6 +198,11 @@ class TaskRunner:
     async def _lengths(self, prompt: Prompt, text: str, load_image: ImageLoader) -> tuple[int, ...]:
         whole = Prompt((*prompt.runs, TextRun(text)), (*prompt.owners, None))
         return await self._engine.count_tokens(whole, load_image)
+
+
+def _runs_alike(prompt: Prompt) -> int:
+    """How many runs tasks of one kind may have in common: those before the image that is asked about, the last one."""
+    return max((place for place, run in enumerate(prompt.runs) if isinstance(run, ImageRun)), default=0)
 
 
 def _in_both_places(words: Sequence[str]) -> tuple[str, ...]:

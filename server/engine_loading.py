@@ -1,5 +1,6 @@
 """Makes the engine that the settings ask for."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,10 +23,22 @@ def load_engine(settings: Settings) -> Engine:
     from idefics_chat.inference.engine import create_engine, fitting_limits
     from idefics_chat.inference.loader import load_model
 
+    use_threads(settings.cpu_threads)
     source = str(checkpoint_path()) if settings.model == SHIPPED_MODEL else settings.model
     loaded = load_model(source, dtype=settings.dtype, quantization=settings.quantization, device=settings.device)
     limits = engine_limits(settings, fitting_limits(loaded))
     return create_engine(loaded, model_id=model_id(settings.model), limits=limits, compile_steps=settings.compile_steps)
+
+
+def use_threads(asked: int) -> None:
+    """Let torch compute on so many CPU threads. 0: as many as OMP_NUM_THREADS says; without it one less than there are
+    cores, and at least one. With a thread on every core the event loop has none to itself, and a small model's threads
+    wait for one another at each of its many steps: on two cores it said half as many tokens a second on both as on one
+    (`benchmarks/server_load.py threads`)."""
+    import torch
+
+    if asked or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(asked or max(1, (os.cpu_count() or 1) - 1))
 
 
 def engine_limits(settings: Settings, fitting: "EngineLimits") -> "EngineLimits":

@@ -1,6 +1,21 @@
 """What is done about the memory of a process that runs for weeks."""
 
+import ctypes
 import gc
+
+ARENAS = 2
+"""Heaps that glibc's allocator may have. By default it makes one for each of the first eight threads a core; each keeps
+room of its own, and what one thread frees no other can use."""
+
+_M_ARENA_MAX = -8
+"""`mallopt`'s number for it (malloc.h)."""
+
+
+def share_heaps() -> None:
+    """To be called before there are threads, by a process that is ours. Does nothing without glibc."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, ARENAS)
 
 
 def settle_memory() -> None:

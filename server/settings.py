@@ -77,6 +77,9 @@ class ModelSettings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Precision of the weights.")
     quantization: Literal["4bit", "8bit"] | None = Field(None, description="Quantize the weights with bitsandbytes.")
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = Field("auto", description="Where the model runs.")
+    cpu_threads: Limit = Field(
+        0, description="CPU threads of the model; 0 for OMP_NUM_THREADS, or else one less than there are cores."
+    )
     compile_steps: bool = Field(
         False, description="Compile decode steps with torch.compile; their first use may take minutes."
     )

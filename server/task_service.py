@@ -37,7 +37,6 @@ class TaskService:
     ) -> None:
         self._engine = engine
         self._preparation = preparation
-        self._runner = TaskRunner(engine)
         self._batch_places = asyncio.Semaphore(BATCHES_AT_ONCE)
         self.batches = Batches(store, self.run_in_batch, self._check, make_id=make_id)
         """Batches under way, and those that have ended lately."""
@@ -49,15 +48,15 @@ class TaskService:
             ApiError, ConversationError, InferenceError
         """
         order = await self._order(owner_id, create)
-        return self._object(create, await self._runner.run(order))
+        return self._object(create, await self._runner_for(owner_id).run(order))
 
     async def run_in_batch(self, owner_id: str, create: TaskCreate) -> TaskObject:
         """Run one task of a batch. It waits where the engine is busy or its owner asks too often. Raises as `run`."""
         async with self._batch_places:
-            order = await self._order(owner_id, create)
+            order, runner = await self._order(owner_id, create), self._runner_for(owner_id)
             while True:
                 try:
-                    return self._object(create, await self._runner.run(order, patient=True))
+                    return self._object(create, await runner.run(order, patient=True))
                 except ApiError as error:
                     if error.code != "rate_limit_exceeded":
                         raise
@@ -70,6 +69,9 @@ class TaskService:
     async def stop(self) -> None:
         """Let go of the batches; they go on at the next start. The engine has stopped already. Idempotent."""
         await self.batches.stop()
+
+    def _runner_for(self, owner_id: str) -> TaskRunner:
+        return TaskRunner(self._engine, cache_key=owner_id)
 
     async def _order(self, owner_id: str, create: TaskCreate) -> Order:
         """The task with its images, checked."""

@@ -34,10 +34,12 @@ def main() -> None:
     from idefics_chat.conversation.errors import ConversationError
     from idefics_chat.inference.errors import InferenceError
     from idefics_chat.server.errors import ApiError
+    from idefics_chat.server.memory import share_heaps
     from idefics_chat.server.start_error import StartError
     from idefics_chat.storage.errors import StorageError
     from idefics_chat.tasks.remote import ServerError
 
+    share_heaps()
     try:
         app()
     except (ApiError, ConversationError, InferenceError, ServerError, StartError, StorageError) as error:

@@ -73,6 +73,7 @@ class Kit:
         max_tokens: int,
         group: str | None = None,
         known: Mapping[str, EncodedImage] | None = None,
+        kept_tokens: int | None = None,
         **sampling: Any,
     ) -> Job:
         """A job for a prompt, with a listener that remembers; `known` images are encoded already."""
@@ -93,6 +94,7 @@ class Kit:
             sink=Listener(),
             max_tokens=max_tokens,
             group=group,
+            kept_tokens=kept_tokens,
         )
 
     def _beams(self, params: SamplingParams, max_tokens: int) -> BeamSearch[Any]:

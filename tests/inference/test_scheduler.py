@@ -46,6 +46,7 @@ questions = st.tuples(
     st.integers(0, 6),
     st.sampled_from(OPTIONS),
     st.sampled_from(["one", "one", "two", None]),
+    st.sampled_from([None, None, 0, 4, 30]),
 )
 
 
@@ -227,14 +228,14 @@ class Conversations(RuleBasedStateMachine):
             self.conversations[which % len(self.conversations)] = changed
 
     @rule(asked=st.lists(questions, min_size=1, max_size=6), steps=st.integers(0, 8))
-    def ask(self, asked: list[tuple[int, list[Any], int, dict[str, Any], str | None]], steps: int) -> None:
+    def ask(self, asked: list[tuple[int, list[Any], int, dict[str, Any], str | None, int | None]], steps: int) -> None:
         """Several requests at once, each about a conversation with something new at its end."""
-        for which, new, count, options, group in asked:
+        for which, new, count, options, group, kept in asked:
             index = which % len(self.conversations)
             conversation = [*self.conversations[index], *self.pieces(new)]
             tokens = flat(conversation)
             if len(self.running) < 8 and self.fits(tokens, count, options):
-                job = self.kit.job(tokens, count, group, self.stored_images(), **options)
+                job = self.kit.job(tokens, count, group, self.stored_images(), kept, **options)
                 self.conversations[index] = conversation
                 self.running.append((job, tokens, count, options, index))
                 self.scheduler.submit(job)

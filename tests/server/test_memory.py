@@ -1,7 +1,10 @@
-"""Full collections do not wait for as much garbage as a start leaves objects."""
+"""Full collections do not wait for as much garbage as a start leaves objects; threads share their heaps."""
 
+import platform
 import subprocess
 import sys
+
+import pytest
 
 COUNT = """
 import gc, sys
@@ -19,6 +22,38 @@ print(gc.get_stats()[2]["collections"] - before)
 def full_collections(*arguments: str) -> int:
     done = subprocess.run([sys.executable, "-c", COUNT, *arguments], capture_output=True, text=True, check=True)
     return int(done.stdout)
+
+
+HEAPS = """
+import ctypes, sys, threading, xml.etree.ElementTree as tree, tempfile
+from idefics_chat.server.memory import share_heaps
+if "shared" in sys.argv:
+    share_heaps()
+libc = ctypes.CDLL(None)
+barrier = threading.Barrier(6)
+def work():
+    barrier.wait()
+    libc.malloc(1000)
+    barrier.wait()
+threads = [threading.Thread(target=work) for _ in range(6)]
+[t.start() for t in threads]; [t.join() for t in threads]
+with tempfile.TemporaryFile("w+") as file:
+    libc.fdopen.restype = ctypes.c_void_p
+    stream = ctypes.c_void_p(libc.fdopen(file.fileno(), b"w"))
+    libc.malloc_info(0, stream); libc.fflush(stream)
+    file.seek(0)
+    print(len(tree.fromstring(file.read()).findall("heap")))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_threads_share_two_heaps() -> None:
+    def heaps(*arguments: str) -> int:
+        done = subprocess.run([sys.executable, "-c", HEAPS, *arguments], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert heaps() > 2
+    assert heaps("shared") <= 2
 
 
 def test_what_stays_does_not_put_full_collections_off() -> None:
