@@ -34,6 +34,7 @@ from idefics_chat.default_model.scenes import render, sample_scene
 from idefics_chat.inference.engine import create_engine
 from idefics_chat.inference.loader import load_model
 from idefics_chat.inference.task_runner import Order, TaskResult, TaskRunner, TaskSettings, run_all
+from idefics_chat.server.memory import share_heaps
 
 QUESTION = "Where is the first shape, and what color is the background?"
 
@@ -194,6 +195,7 @@ def main() -> None:
     parser.add_argument("--medium", action="store_true", help="a larger model, with random weights")
     parser.add_argument("--show", action="store_true", help="each round too")
     given = parser.parse_args()
+    share_heaps()  # as the command line does
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = medium_checkpoint(Path(folder)) if given.medium else checkpoint_path()

@@ -5,14 +5,16 @@ part learns to speak of what it saw. Interrupted, the same command goes on (visi
 far but a new clock, text where it was). Needs about 6 GB of memory and 1.5 GB of
 disk; on one CPU core three hours with the default times (made on one with bf16 units, which count for much), on an
 accelerator less (`--vision-minutes`, `--text-minutes`). Times are those of the processor: a training that waits for its
-core, or is stopped for a while, learns as much in the same minutes. `--go-on-from FOLDER` keeps the vision part of a
-checkpoint and teaches its text part further; give `--text-rate` about a fifth of the usual then.
+core, or is stopped for a while, learns as much in the same minutes. `--go-on-from FOLDER` begins with a checkpoint's
+weights; give `--vision-rate` and `--text-rate` about a third of the usual then, and `--vision-minutes 0` to keep what
+it sees.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,7 +26,7 @@ from idefics_chat.default_model.language import TEXT_RATE, Progress, train_langu
 from idefics_chat.default_model.scene_table import SceneTable
 from idefics_chat.default_model.scenes import HELD_OUT
 from idefics_chat.default_model.tokenizer import save_processor
-from idefics_chat.default_model.vision import load_pool, train_vision
+from idefics_chat.default_model.vision import VISION_RATE, load_pool, train_vision
 
 
 def arguments() -> argparse.Namespace:
@@ -40,8 +42,11 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--vision-minutes", type=float, default=20.0)
     parser.add_argument("--text-minutes", type=float, default=150.0)
+    parser.add_argument(
+        "--vision-rate", type=float, default=VISION_RATE, help="the vision part's highest learning rate"
+    )
     parser.add_argument("--text-rate", type=float, default=TEXT_RATE, help="the text part's highest learning rate")
-    parser.add_argument("--go-on-from", type=Path, help="checkpoint whose weights to start from, its vision kept")
+    parser.add_argument("--go-on-from", type=Path, help="checkpoint whose weights to start from")
     parser.add_argument("--hold-out", action="store_true", help=f"train without {len(HELD_OUT)} colour-shape pairs")
     return parser.parse_args()
 
@@ -51,20 +56,20 @@ def pick_device(name: str) -> torch.device:
 
 
 def seen_model(args: argparse.Namespace, pool_path: Path, device: torch.device) -> IdeficsForVisionText2Text:
-    """The model after stage one, from `vision.pt` or from the checkpoint to go on from, if there is one."""
+    """The model after stage one, from `vision.pt` if that is there."""
     model = new_model(args.seed)
     model.to(device)  # type: ignore[arg-type]
     model.set_attn_implementation("eager")  # the fused CPU kernel is slower than this at these sizes
     if args.go_on_from:
         model.load_state_dict(load_file(args.go_on_from / "model.safetensors"))
-        return model
     kept, done = args.output / "vision.pt", args.output / "vision.done"
     if kept.exists():
         model.load_state_dict(torch.load(kept, map_location=device), strict=False)
     if not done.exists():
         excluded = HELD_OUT if args.hold_out else frozenset()
         pool = load_pool(pool_path, args.seed, args.scenes, excluded)
-        right = train_vision(model, pool, args.vision_minutes * 60, device, lambda: save_vision(model, kept))
+        save = partial(save_vision, model, kept)
+        right = train_vision(model, pool, args.vision_minutes * 60, device, save, peak=args.vision_rate)
         done.write_text(f"{right:.4f}\n")
     return model
 

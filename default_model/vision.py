@@ -28,6 +28,8 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 #: Targets of one latent (shape, colour, size, reading order; 0 is "nothing there") and of the whole picture.
 CELL_CLASSES = (len(SHAPES) + 1, len(COLORS) + 1, 3, MAX_THINGS + 1)
 PICTURE_CLASSES = (len(COLORS), MAX_THINGS + 1)
+#: The learning rate at its highest, from nothing.
+VISION_RATE = 2e-3
 
 
 def draw_pool(seed: int, count: int, excluded: frozenset[tuple[str, str]]) -> tuple[list[Scene], np.ndarray]:
@@ -150,7 +152,7 @@ def train_vision(
     device: torch.device,
     save: Callable[[], None],
     batch: int = 96,
-    peak: float = 2e-3,
+    peak: float = VISION_RATE,
 ) -> float:
     """Trains for `seconds` of `thread_time`; returns the share of pictures read wholly right. Mutates `model`."""
     scenes, pixels = pool

@@ -1,6 +1,7 @@
 """Decoding: one more token of every sequence whose prompt is read, all in one forward."""
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -38,11 +39,10 @@ class Decoding:
             return
         for branch in branches:
             branch.filled += 1
-        greedy = _greedy(branches, logits)
+        greedy = greedy_choices([branch.job for branch in branches], logits)
         for job, rows in _rows_by_job(branches).items():
-            own, choice = (logits[rows], None) if len(rows) > 1 else (logits[rows[0]][None], greedy[rows[0]])
             try:
-                self.advance(job, own, choice)
+                self.advance(job, logits[rows], greedy[rows[0]])
             except Exception as error:  # noqa: BLE001  whatever it is, it ends only its own request
                 self._jobs.fail(job, error)
         taken_s = self._jobs.clock() - started
@@ -98,18 +98,16 @@ class Decoding:
         return self._family.prefill([ids], [places], job.encoded_images(), self._jobs.rows.tensors, step)[0, 0]
 
 
-def _greedy(branches: list[Branch], logits: Tensor) -> list[int | None]:
-    """The likeliest allowed token of each row that asks for no more than that; None for the others. They come from the
-    device in one transfer."""
-    if not any(branch.job.is_greedy for branch in branches):
-        return [None] * len(branches)
-    ready = logits.index_fill(1, branches[0].job.banned.to(logits.device), -torch.inf)
+def greedy_choices(jobs: Sequence[Job], logits: Tensor) -> list[int | None]:
+    """The likeliest allowed token of each row `(jobs, vocabulary)` whose job is one sequence and asks for no more than
+    that; None for the others. They come from the device in one transfer."""
+    asking = [job.is_greedy and job.width == 1 for job in jobs]
+    if not any(asking):
+        return [None] * len(jobs)
+    ready = logits.index_fill(1, jobs[0].banned.to(logits.device), -torch.inf)
     # A row that is not finite is looked at by itself, and fails by itself.
     choices = torch.where(logits.isnan().any(dim=-1), -1, ready.argmax(dim=-1)).tolist()
-    return [
-        choice if branch.job.is_greedy and choice >= 0 else None
-        for branch, choice in zip(branches, choices, strict=True)
-    ]
+    return [choice if asks and choice >= 0 else None for asks, choice in zip(asking, choices, strict=True)]
 
 
 def _rows_by_job(branches: list[Branch]) -> dict[Job, list[int]]:

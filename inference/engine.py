@@ -51,6 +51,9 @@ GATHER_S = 0.1
 """How long an engine with nothing to do waits for requests that are being made ready, so that what is asked together
 begins together: images are encoded in one forward then, and rows decode in step."""
 
+SHORT_LETTERS = 2000
+"""A text up to so long is made tokens of on the event loop, in less time than a thread would take to be asked."""
+
 FREE_SHARE = 0.7
 """Of the memory that is free once the weights are loaded, what keys and values may take; the rest is for the steps."""
 
@@ -287,9 +290,11 @@ class LocalEngine:
 
     async def _encode(self, prompt: Prompt) -> EncodedPrompt:
         fixed = self._family.fixed_image_tokens
-        return await asyncio.to_thread(
+        work = partial(
             self._encoder.encode, prompt, lambda digest: self._image_tokens[digest] if fixed is None else fixed
         )
+        letters = sum(len(run.text) for run in prompt.runs if isinstance(run, TextRun))
+        return await asyncio.to_thread(work) if letters > SHORT_LETTERS else work()
 
     # -- the worker thread
 

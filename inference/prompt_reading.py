@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from idefics_chat.inference.decoding import Decoding
+from idefics_chat.inference.decoding import Decoding, greedy_choices
 from idefics_chat.inference.family import Family
 from idefics_chat.inference.image_encoding import ImageEncoding
 from idefics_chat.inference.job import Job
@@ -139,9 +139,10 @@ class PromptReading:
         # Before anyone begins or ends: rows may change places then.
         for part in parts:
             part.job.lead.filled = part.end
-        for part, logits in zip(parts, found, strict=True):
+        greedy = greedy_choices([part.job for part in parts], torch.stack([logits[-1] for logits in found]))
+        for part, logits, choice in zip(parts, found, greedy, strict=True):
             try:
-                self._take(part, logits)
+                self._take(part, logits, choice)
             except Exception as error:  # noqa: BLE001  whatever it is, it ends only its own request
                 self._jobs.fail(part.job, error)
         return len(parts) * max(part.end - part.start for part in parts)
@@ -160,18 +161,20 @@ class PromptReading:
         )
         return [logits[-part.kept :] for logits, part in zip(found, parts, strict=True)]
 
-    def _take(self, part: Part, logits: Tensor) -> None:
-        """Note that a part was read; a prompt that is read to its end decodes from now on. Raises as sampling does."""
+    def _take(self, part: Part, logits: Tensor, greedy: int | None) -> None:
+        """Note that a part was read; a prompt that is read to its end decodes from now on. `greedy`, the likeliest next
+        token where that is all that is asked for. Raises as sampling does."""
         job, end = part.job, part.end
         if job.scored_from is not None and end >= job.scored_from:
             job.score += _log_likelihood(logits, job.lead.ids[end - part.kept + 1 : end + 1])
         self._jobs.counters.tokens_prefilled += end - part.start
         # Whatever becomes of it, what stands in the cache is kept for later.
-        checked(logits[-1])
+        if greedy is None:
+            checked(logits[-1])
         if job.is_read:
-            self._begin(job, logits[-1])
+            self._begin(job, logits[-1], greedy)
 
-    def _begin(self, job: Job, logits: Tensor) -> None:
+    def _begin(self, job: Job, logits: Tensor, greedy: int | None) -> None:
         """Choose the first token, in as many rows as the job has sequences."""
         last = job.places[-1]
         image = None if last is None else job.encoded_images()[last[0]]
@@ -182,7 +185,7 @@ class PromptReading:
         self._jobs.rows.begin_decoding(job)
         for branch in job.branches:
             self._family.set_row(branch.row, image)
-        self._decoding.advance(job, logits.expand(job.width, -1))
+        self._decoding.advance(job, logits.expand(job.width, -1), greedy)
         self._jobs.counters.first_tokens += 1
         self._jobs.counters.first_token_seconds += self._jobs.clock() - job.arrived_s
 

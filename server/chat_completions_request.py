@@ -4,7 +4,7 @@ Source: the types of the `openai` package (`openai.types.chat`). The sampling fi
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -12,7 +12,7 @@ from idefics_chat.conversation.messages import Role
 from idefics_chat.server.client_json import WireModel, validate
 from idefics_chat.server.errors import ApiError
 from idefics_chat.server.input_items import ROLES, ContentPart, Detail, read_part
-from idefics_chat.server.responses_request import MAX_TOP_LOGPROBS, read_sampling, read_stop
+from idefics_chat.server.sampling_fields import AnswerFields
 from idefics_chat.server.turns import AnyImage, InputMessage, Turn
 
 _PART_TYPES = {"text": "input_text", "image_url": "input_image"}
@@ -46,30 +46,15 @@ class StreamOptions(WireModel):
     include_usage: bool | None = None
 
 
-class ChatCompletionCreate(WireModel):
+class ChatCompletionCreate(AnswerFields):
     """The body of a request."""
 
     messages: list[ChatMessage]
     model: str | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    seed: int | None = None
-    num_beams: int | None = None
-    length_penalty: float | None = None
-    early_stopping: bool | Literal["never"] | None = None
-    no_repeat_ngram_size: int | None = None
-    min_new_tokens: int | None = None
-    bad_words: list[str] | None = None
-    stop: str | list[str] | None = None
     n: int | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -95,9 +80,9 @@ def parse_completion(body: dict[str, Any]) -> CompletionRequest:
     turn = Turn(
         input=_messages(create.messages),
         model=create.model,
-        sampling=read_sampling(create),
+        sampling=create.sampling(),
         max_output_tokens=create.max_completion_tokens or create.max_tokens,
-        stop=read_stop(create.stop),
+        stop=create.stops(),
         truncation="disabled",  # nothing in the answer could say what was left out
         bad_words=tuple(create.bad_words or ()),
         logprobs=(create.top_logprobs or 0) if create.logprobs else None,

@@ -6,18 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from idefics_chat.inference.sampling_params import SamplingParams
 from idefics_chat.server.client_json import WireModel, validate
 from idefics_chat.server.errors import ApiError
 from idefics_chat.server.input_items import InputItem, read_input
+from idefics_chat.server.sampling_fields import AnswerFields
 from idefics_chat.server.turns import Turn
 
-MAX_STOPS = 16
-MAX_STOP_CHARACTERS = 256
-
-MAX_TOP_LOGPROBS = 20
 LOGPROBS = "message.output_text.logprobs"
 
 _TRANSPORT_FIELDS = {"type", "stream_id", "idempotency_key", "stream", "client_metadata"}
@@ -37,7 +33,7 @@ class ConversationRef(WireModel):
     key: Annotated[str, Field(min_length=1, max_length=512)] | None = None
 
 
-class ResponseCreate(WireModel):
+class ResponseCreate(AnswerFields):
     """The `response.create` event."""
 
     model: str | None = None
@@ -46,22 +42,7 @@ class ResponseCreate(WireModel):
     previous_response_id: str | None = None
     previous_item_id: str | None = None
     instructions: str | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    seed: int | None = None
-    num_beams: int | None = None
-    length_penalty: float | None = None
-    early_stopping: bool | Literal["never"] | None = None
-    no_repeat_ngram_size: int | None = None
-    min_new_tokens: int | None = None
-    bad_words: list[str] | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     include: list[str] | None = None
-    stop: str | list[str] | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     truncation: Literal["auto", "disabled"] | None = None
     metadata: dict[str, str] | None = None
@@ -247,9 +228,9 @@ def _turn(create: ResponseCreate, event: dict[str, Any], frames: Sequence[bytes]
         previous_item_id=create.previous_item_id,
         model=create.model,
         instructions=create.instructions,
-        sampling=read_sampling(create),
+        sampling=create.sampling(),
         max_output_tokens=create.max_output_tokens,
-        stop=read_stop(create.stop),
+        stop=create.stops(),
         truncation=create.truncation or "auto",
         generate=create.generate,
         background=bool(create.background),
@@ -296,22 +277,6 @@ def _refuse_background(create: ResponseCreate) -> None:
     if create.background:
         message = "background is not for the websocket: generation goes on after a dropped line anyway; leave it out."
         raise ApiError("unsupported_value", message, "background")
-
-
-def read_sampling(create: BaseModel) -> SamplingParams:
-    """The sampling that the request's fields of the same names ask for. Raises InvalidSampling."""
-    names = SamplingParams.__dataclass_fields__
-    given = {name: getattr(create, name, None) for name in names}
-    return SamplingParams(**{name: value for name, value in given.items() if value is not None})
-
-
-def read_stop(stop: str | list[str] | None) -> tuple[str, ...]:
-    """The texts at which the answer ends. Raises ApiError."""
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if len(stops) > MAX_STOPS or any(not 0 < len(text) <= MAX_STOP_CHARACTERS for text in stops):
-        message = f"stop takes up to {MAX_STOPS} texts of 1 to {MAX_STOP_CHARACTERS} characters."
-        raise ApiError("invalid_value", message, "stop")
-    return stops
 
 
 def _request_hash(event: dict[str, Any], frames: Sequence[bytes]) -> str:

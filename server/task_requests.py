@@ -27,6 +27,7 @@ from idefics_chat.conversation.tasks import (
 from idefics_chat.inference.task_runner import Normalization, TaskSettings, sampling_for
 from idefics_chat.server.client_json import WireModel, complaint
 from idefics_chat.server.input_items import ROLES
+from idefics_chat.server.sampling_fields import SamplingFields
 
 MAX_CATEGORIES = 256
 MAX_EXAMPLES = 64
@@ -36,37 +37,12 @@ Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
 Image = Annotated[str, Field(min_length=1, description="A data URL; where the server allows it a link or a file's id.")]
 ShortTexts = Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=16)]
 
-SAMPLING_FIELDS = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "seed",
-    "no_repeat_ngram_size",
-    "min_new_tokens",
-    "num_beams",
-    "length_penalty",
-    "early_stopping",
-)
 
-
-class TaskOptions(WireModel):
+class TaskOptions(SamplingFields):
     """How an answer is generated; the names and meanings are those of transformers' `generate`."""
 
     model: str | None = None
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
-    min_new_tokens: int | None = None
-    num_beams: int | None = None
-    length_penalty: float | None = None
-    early_stopping: bool | Literal["never"] | None = None
-    repetition_penalty: float | None = None
-    no_repeat_ngram_size: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    seed: int | None = None
     stop: ShortTexts | None = None
     bad_words: ShortTexts | None = None
 
@@ -264,9 +240,8 @@ def read_task(value: Mapping[str, Any], *, where: str = "", strict: bool = True)
 
 def settings_of(create: TaskCreate) -> TaskSettings:
     """How the task is to be answered. Raises InvalidSampling."""
-    given = {name: getattr(create, name) for name in SAMPLING_FIELDS if getattr(create, name) is not None}
     settings = TaskSettings(
-        sampling=sampling_for(create.task, given),
+        sampling=sampling_for(create.task, create.given()),
         max_new_tokens=create.max_new_tokens,
         stop=tuple(create.stop or ()),
         bad_words=tuple(create.bad_words or ()),

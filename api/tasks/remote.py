@@ -14,8 +14,8 @@ from idefics_chat.conversation.messages import ImagePart, Message, Part
 from idefics_chat.conversation.tasks import Caption, Classify, Continue, FewShot, Instruct, Question, Story, Task
 from idefics_chat.inference.sampling_params import SamplingParams
 from idefics_chat.inference.task_runner import LONGEST_PAUSE_S, Order, TaskResult, TaskSettings
+from idefics_chat.server.sampling_fields import SamplingFields
 from idefics_chat.server.task_objects import TaskObject, result_of
-from idefics_chat.server.task_requests import SAMPLING_FIELDS
 
 Json = dict[str, Any]
 DataUrl = Callable[[str], Awaitable[str]]
@@ -148,7 +148,9 @@ def options_body(settings: TaskSettings) -> Json:
     """The options that differ from what the server would take of itself."""
     usual, given = asdict(SamplingParams()), asdict(settings.sampling)
     # A story's beams are the server's own choice too, so that they are always named.
-    body: Json = {name: given[name] for name in SAMPLING_FIELDS if given[name] != usual[name] or name == "num_beams"}
+    body: Json = {
+        name: given[name] for name in SamplingFields.model_fields if given[name] != usual[name] or name == "num_beams"
+    }
     if settings.max_new_tokens is not None:
         body["max_new_tokens"] = settings.max_new_tokens
     if settings.stop:

@@ -201,19 +201,19 @@ def test_memory_that_runs_out_where_the_first_token_is_chosen_ends_that_request_
     scheduler = Scheduler(kit.family, SchedulerLimits(), CONTEXT)
     prompts = [kit.text(range(start, start + 6)) for start in (1, 2, 3)]
     jobs = ask(kit, scheduler, prompts)
-    right, right_choose = kit.family.prefill, type(jobs[0]).choose
+    right, right_take = kit.family.prefill, type(jobs[0]).take
 
     def noting(ids: Any, *rest: Any) -> Any:
         read.append(len(ids))
         return right(ids, *rest)
 
-    def choose(job: Any, branch: Any, logits: Any) -> None:
+    def take(job: Any, branch: Any, token_id: int) -> None:
         if job is jobs[1]:
-            raise torch.OutOfMemoryError("no room for the logits")
-        right_choose(job, branch, logits)
+            raise torch.OutOfMemoryError("no room for the token")
+        right_take(job, branch, token_id)
 
     monkeypatch.setattr(kit.family, "prefill", noting, raising=False)
-    monkeypatch.setattr(type(jobs[0]), "choose", choose)
+    monkeypatch.setattr(type(jobs[0]), "take", take)
     finish(scheduler)
     assert read == [3]
     assert [type(error) for error in jobs[1].sink.errors] == [GenerationFailed]
