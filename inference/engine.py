@@ -12,12 +12,9 @@ interface, so that the engine may still move.
 
 import asyncio
 import logging
-import os
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,13 +22,13 @@ from uuid import uuid4
 
 import torch
 
-from idefics_chat.conversation.images import decode_image
 from idefics_chat.conversation.prompt import Prompt, TextRun
 from idefics_chat.inference.errors import EngineBusy, EngineStopped, GenerationFailed, ModelLoadError, PromptTooLong
 from idefics_chat.inference.families import family_of
-from idefics_chat.inference.family import EncodedImage, Family, PreparedImage
+from idefics_chat.inference.family import Family
 from idefics_chat.inference.feature_files import FeatureFiles, FeatureStore
 from idefics_chat.inference.generation import LocalGeneration, Outbox
+from idefics_chat.inference.image_preparation import ImagePreparation
 from idefics_chat.inference.job import Job
 from idefics_chat.inference.job_maker import JobMaker
 from idefics_chat.inference.loader import LoadedModel
@@ -43,9 +40,6 @@ from idefics_chat.inference.requests import GenerationRequest, GenerationResult,
 from idefics_chat.inference.scheduler import Scheduler, SchedulerLimits
 
 logger = logging.getLogger(__name__)
-
-KNOWN_IMAGES = 100_000
-"""Images whose place in a prompt is remembered, a few dozen bytes each."""
 
 GATHER_S = 0.1
 """How long an engine with nothing to do waits for requests that are being made ready, so that what is asked together
@@ -125,14 +119,12 @@ class LocalEngine:
         self._max_sequences = limits.scheduler.max_running
         self._encoder = PromptEncoder(facts, self._family.image_token, self._family.shared_boundary)
         self._jobs = JobMaker(loaded, family)
-        self._image_tokens: OrderedDict[str, tuple[int, ...]] = OrderedDict()
         self._stored = _feature_store(loaded, family, limits)
         keep = None if self._stored is None else self._stored.keep
         self._scheduler = Scheduler(
             self._family, limits.scheduler, context, keep_features=keep, fixed_shapes=family.is_compiled
         )
-        # As many as there are cores: more would only take the interpreter's lock from one another.
-        self._preparing = ThreadPoolExecutor(os.cpu_count() or 1, "idefics-chat images")
+        self._images = ImagePreparation(family, self._stored, self._scheduler.features_of)
         self._outbox = Outbox()
         self._arrived: list[Job] = []
         self._accepted = 0
@@ -160,7 +152,7 @@ class LocalEngine:
 
         Where a family's images differ in length, `load_image` is asked for those that were never seen.
         """
-        await self._prepared(prompt, load_image)
+        await self._images.places(prompt, load_image)
         return (await self._encode(prompt)).run_lengths
 
     async def submit(self, request: GenerationRequest) -> LocalGeneration:
@@ -206,7 +198,7 @@ class LocalEngine:
         await asyncio.to_thread(self._thread.join)
         if self._stored is not None:
             await asyncio.to_thread(self._stored.files.close)
-        self._preparing.shutdown(wait=False)
+        self._images.close()
 
     # -- before a request is queued
 
@@ -241,58 +233,20 @@ class LocalEngine:
     async def _job(self, request: GenerationRequest, scored: bool) -> tuple[Job, LocalGeneration]:
         """A job for a request; `scored`: the last run of its prompt is to be scored."""
         arrived_s = time.monotonic()
-        prepared = await self._prepared(request.prompt, request.load_image)
+        ready = await self._images.places(request.prompt, request.load_image)
         prompt = await self._encode(request.prompt)
         # Sequences that decode side by side share the memory.
         context = min(self._info.context_tokens, self._kv_tokens // request.sampling.sequences)
         room = context - len(prompt)
         if room < 1:
             raise PromptTooLong(len(prompt), context - 1)
-        images = await self._images(request, prepared)
+        images = await self._images.images(request.prompt, request.load_image, ready)
         max_tokens = room if request.max_output_tokens is None else min(request.max_output_tokens, room)
         generation = LocalGeneration(asyncio.get_running_loop(), self._notify, self._outbox)
         return self._jobs.make(request, prompt, images, generation, max_tokens, arrived_s, scored), generation
 
-    async def _prepared(self, prompt: Prompt, load: ImageLoader | None) -> dict[str, PreparedImage | EncodedImage]:
-        """Make those images ready, or read them from disk, whose place in a prompt is not known yet."""
-        unknown = [digest for digest in dict.fromkeys(prompt.digests) if digest not in self._image_tokens]
-        if not unknown or self._family.fixed_image_tokens is not None:
-            return {}
-        return {digest: await self._made_ready(digest, load) for digest in unknown}
-
-    async def _images(
-        self, request: GenerationRequest, prepared: dict[str, PreparedImage | EncodedImage]
-    ) -> dict[str, PreparedImage | EncodedImage]:
-        """The prompt's images, encoded where they are known, else made ready for it."""
-        images: dict[str, PreparedImage | EncodedImage] = {}
-        for digest in dict.fromkeys(request.prompt.digests):
-            known = self._scheduler.features_of(digest)
-            images[digest] = known or prepared.get(digest) or await self._made_ready(digest, request.load_image)
-        return images
-
-    async def _made_ready(self, digest: str, load: ImageLoader | None) -> PreparedImage | EncodedImage:
-        """An image's features from disk if they are there, else its pixels from its bytes."""
-        if self._stored is not None and (found := await asyncio.to_thread(self._stored.find, digest)) is not None:
-            self._remember(digest, found[0])
-            return found[1]
-        if load is None:
-            raise ValueError("this model's images differ in length; counting one that was never seen needs its bytes")
-        data = await load(digest)
-        work = partial(_prepare, self._family, data)
-        image = await asyncio.get_running_loop().run_in_executor(self._preparing, work)
-        self._remember(digest, image.token_ids)
-        return image
-
-    def _remember(self, digest: str, token_ids: tuple[int, ...]) -> None:
-        self._image_tokens[digest] = token_ids
-        while len(self._image_tokens) > KNOWN_IMAGES:
-            self._image_tokens.popitem(last=False)
-
     async def _encode(self, prompt: Prompt) -> EncodedPrompt:
-        fixed = self._family.fixed_image_tokens
-        work = partial(
-            self._encoder.encode, prompt, lambda digest: self._image_tokens[digest] if fixed is None else fixed
-        )
+        work = partial(self._encoder.encode, prompt, self._images.token_ids)
         letters = sum(len(run.text) for run in prompt.runs if isinstance(run, TextRun))
         return await asyncio.to_thread(work) if letters > SHORT_LETTERS else work()
 
@@ -331,10 +285,6 @@ class LocalEngine:
         deadline = time.monotonic() + GATHER_S
         while self._accepted and not self._stopping and (left := deadline - time.monotonic()) > 0:
             self._wake.wait(left)
-
-
-def _prepare(family: Family, data: bytes) -> PreparedImage:
-    return family.prepare(decode_image(data))
 
 
 def _feature_store(loaded: LoadedModel, family: Family, limits: EngineLimits) -> FeatureStore | None:
