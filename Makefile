@@ -18,7 +18,7 @@ PACKAGES := $(shell git ls-files -co --exclude-standard -- '*.py' 'default_model
 serve: $(VENV)/installed
 	@$(VENV)/bin/idefics-chat serve $(ARGS)
 
-test: $(VENV)/installed-test lint types
+test: $(VENV)/installed-clients lint types
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m coverage erase
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --cov --cov-report=term -n $(WORKERS) --dist loadfile
 
@@ -63,7 +63,7 @@ $(VENV)/installed-test: $(VENV)/installed
 $(VENV)/installed-clients: $(VENV)/installed-test tests/clients/js/package-lock.json
 	@echo "Installing the clients ..."
 	@$(PIP) '.[clients]' | $(PROGRESS)
-	@cd tests/clients/js && PATH="$(CURDIR)/$(VENV)/bin:$$PATH" npm ci --no-audit --no-fund --ignore-scripts
+	@cd tests/clients/js && PATH="$(CURDIR)/$(VENV)/bin:$$PATH" npm ci --no-audit --no-fund --ignore-scripts --loglevel=error
 	@rm -rf build *.egg-info
 	@touch $@
 
