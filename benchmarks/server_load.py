@@ -116,6 +116,7 @@ def engine_alone(model: str, most: int, threads: int) -> Iterator[tuple[int | No
     here, there = context.Pipe()
     engine = context.Process(target=engine_process, args=(there, model, most, threads), daemon=True)
     engine.start()
+    there.close()  # so that an end of the process is noticed here
     try:
         yield engine.pid, here
     finally:

@@ -54,15 +54,19 @@ def guides_of(told: Told, encode: Callable[[str], list[int]]) -> Iterator[Guide]
         first = told.answer.index(number)
         end = first + sum(owner == number for owner in told.answer)
         seen = sum(place < first for place in image_at)
-        earlier = None if question is None else question.image if question.image is not None else question.found
         if question is not None and question.quoted is not None:
             yield from _quoted(told.ids, first, end, encode(f" {question.quoted}"))
-        elif earlier is not None:
-            yield from _remembered(told, first, end, earlier, image_at)
+        elif question is not None and (earlier := _earlier_image(question)) is not None:
+            yield from _remembered(told, first, end, question, earlier, image_at)
         elif seen:
             scene = told.scenes[seen - 1]
             listed = question.listed if question is not None and question.listed is not None else scene.things
             yield from _seen(told, first, end, scene, listed)
+
+
+def _earlier_image(question: Question) -> int | None:
+    """The number of the image that has to be remembered."""
+    return question.found if question.image is None else question.image
 
 
 def _quoted(ids: Sequence[int], first: int, end: int, quoted: list[int]) -> Iterator[Guide]:
@@ -78,17 +82,24 @@ def _quoted(ids: Sequence[int], first: int, end: int, quoted: list[int]) -> Iter
         if (loose or ids[place] == quoted[0]) and list(ids[place + 1 : place + length]) == quoted[1:]
     ]
     for offset in range(length + 1 if found else 0):
-        yield Guide(QUOTE, inside + offset - 1, tuple(place + offset for place in found))
+        said = tuple(place + offset for place in found)
+        alike = tuple(place for place in said if ids[place] == ids[inside + offset])
+        if alike or offset == 0:
+            yield Guide(QUOTE, inside + offset - 1, alike or said)
 
 
-def _remembered(told: Told, first: int, end: int, number: int, image_at: list[int]) -> Iterator[Guide]:
+def _remembered(
+    told: Told, first: int, end: int, question: Question, number: int, image_at: list[int]
+) -> Iterator[Guide]:
     """To the tokens after the image of that number: to the one that holds the thing named next (`memory_heads.py`), or
     to all of them."""
     start, scene = image_at[number], told.scenes[number]
+    listed = question.listed or scene.things
     stop = min([start + MAX_THINGS + 1, first, *image_at[number + 1 : number + 2]])
     for place in range(first, end):
         meant = _meant(told.means, place, end)
-        exact = [start + order for order, thing in enumerate(scene.things) if _fits(thing, meant)] if meant else []
+        named = [order for order, thing in enumerate(scene.things) if thing in listed and _fits(thing, meant)]
+        exact = [start + order for order in named] if meant else []
         if not exact and _is_background(scene, meant):
             exact = [start + MAX_THINGS]
         yield Guide(MEMORY, place - 1, tuple(p for p in exact if p < stop) or tuple(range(start, stop)))
@@ -100,7 +111,7 @@ def _seen(told: Told, first: int, end: int, scene: Scene, listed: Sequence[Thing
         if not (meant := _meant(told.means, place, end)):
             continue
         targets = tuple(thing.row * 3 + thing.column for thing in listed if _fits(thing, meant))
-        if not targets and _is_background(scene, meant):
+        if not targets and listed and _is_background(scene, meant):
             targets = (LATENTS - 1,)
         if targets:
             yield Guide(SIGHT, place - 1, targets)
@@ -149,5 +160,5 @@ def guide_loss(scores: dict[str, Tensor], guides: Sequence[tuple[int, Guide]], n
         wanted[which, base[which] + torch.tensor([t for _, guide in mine for t in guide.targets])] = True
         share = held[rows, places].log_softmax(-1)
         missed = share.masked_fill(~wanted.to(share.device), float("-inf")).logsumexp(-1)
-        total = total - missed.clamp(min=-20).mean()
+        total = total - missed.mean()
     return total

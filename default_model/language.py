@@ -20,7 +20,7 @@ from transformers import IdeficsForVisionText2Text, PreTrainedTokenizerBase
 
 from idefics_chat.default_model import optimizers
 from idefics_chat.default_model.architecture import LATENTS
-from idefics_chat.default_model.attention_guides import guide_loss, guided_scores
+from idefics_chat.default_model.attention_guides import GUIDED_LAYER, GUIDED_SIGHT, guide_loss, guided_scores
 from idefics_chat.default_model.batches import Batch, Encoder, bucketed
 from idefics_chat.default_model.course import Course, Tally
 from idefics_chat.default_model.memory_heads import FindingHeads, MemoryHeads
@@ -29,14 +29,15 @@ from idefics_chat.default_model.text_forward import TextStates, text_states
 
 #: The decoder layers after which the memory is read (two cross-attentions below), and what a question has found.
 MEMORY_LAYER, FINDING_LAYER = 3, 5
-#: The learning rate at its highest, from nothing; to go on from trained weights, about a fifth.
+#: The learning rate at its highest, from nothing; to go on from trained weights, about a third.
 TEXT_RATE = 2.5e-3
 
 
 def states_of(model: IdeficsForVisionText2Text, batch: Batch, table: SceneTable, device: torch.device) -> TextStates:
     """The states of the text part over the remembered latents of the batch's images."""
     latents = table.latents[batch.scenes.clamp(min=0)].to(device)
-    return text_states(model, batch.ids.to(device), batch.seen.to(device).bool(), latents)
+    taps = {MEMORY_LAYER, FINDING_LAYER, GUIDED_LAYER, GUIDED_SIGHT}
+    return text_states(model, batch.ids.to(device), batch.seen.to(device).bool(), latents, taps)
 
 
 def answer_loss(
@@ -123,7 +124,7 @@ def train_language(
     tokens: int = 3072,
     peak: float = TEXT_RATE,
 ) -> None:
-    """Trains the text part until `seconds` of `thread_time` are spent, calling `save` every two minutes.
+    """Trains the text part until `seconds` by the device's clock are spent, calling `save` every two minutes.
 
     Mutates `model`.
     """
@@ -136,7 +137,8 @@ def train_language(
     course = Course(table, Encoder(tokenizer), random.Random(7919 + state.step), tally)
     usual = bucketed(course.documents(), tokens, course.rng)
     long = bucketed(course.long_documents(), tokens, course.rng, ahead=8)
-    began, before, saved = time.thread_time(), state.spent, time.monotonic()
+    clock = optimizers.clock_of(device)
+    began, before, saved = clock(), state.spent, time.monotonic()
     while state.spent < seconds:
         course.progress = state.spent / seconds
         batch = next(long) if course.progress > 0.5 and state.step % 40 == 0 else next(usual)
@@ -144,7 +146,7 @@ def train_language(
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
         optimizers.update(steppers, parameters, optimizers.rate_at(course.progress, state.step, peak))
         tally.add(batch, wrong)
-        state.step, state.spent = state.step + 1, before + time.thread_time() - began
+        state.step, state.spent = state.step + 1, before + clock() - began
         if state.step % 100 == 0:
             report(state, losses, tally)
         if time.monotonic() - saved > 120 or state.spent >= seconds:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -65,6 +66,12 @@ def build(named: Iterable[tuple[str, nn.Parameter]], rate: float) -> list[torch.
         (matrices if parameter.ndim == 2 and not is_table else others).append(parameter)
     adam = torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
     return [Muon(matrices, lr=rate), adam]
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """Seconds of training. On a CPU those of the processor, so that one who waits for a core loses nothing; with an
+    accelerator the work is done elsewhere, and the clock is the one on the wall."""
+    return time.thread_time if device.type == "cpu" else time.monotonic
 
 
 def rate_at(progress: float, step: int, peak: float, warmup: int = 150) -> float:

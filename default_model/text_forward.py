@@ -6,6 +6,7 @@ float32: fewer copies and casts than autocast makes, a quarter less time a step.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -101,13 +102,13 @@ class TextStates:
     tokens)`, and those of the cross-attention before it `(batch, heads, tokens, images * latents)`."""
 
     last: Tensor
-    after: list[Tensor]
-    scores: list[Tensor]
+    after: dict[int, Tensor]
+    scores: dict[int, Tensor]
     sight: dict[int, Tensor]
 
 
-def text_states(model: Any, ids: Tensor, seen: Tensor, latents: Tensor) -> TextStates:
-    """The states of an `IdeficsForVisionText2Text`.
+def text_states(model: Any, ids: Tensor, seen: Tensor, latents: Tensor, taps: Collection[int] = ()) -> TextStates:
+    """The states of an `IdeficsForVisionText2Text`; what belongs to a layer is kept of the layers `taps`.
 
     `ids` `(batch, tokens)`, padded on the right; `seen` bool `(batch, tokens, images)`, the image that each token sees;
     `latents` `(batch, images, latents, width)`.
@@ -123,12 +124,13 @@ def text_states(model: Any, ids: Tensor, seen: Tensor, latents: Tensor) -> TextS
     sees = seen.any(-1)[..., None].float()
     bias = torch.where(seen, 0.0, FAR).repeat_interleave(latents.shape[2], -1)[:, None]
     images = latents.flatten(1, 2)
-    states = TextStates(x, [], [], {})
+    states = TextStates(x, {}, {}, {})
     for i, layer in enumerate(core.layers):
         if i % core.cross_layer_interval == 0:
             gated = core.gated_cross_attn_layers[i // core.cross_layer_interval]
-            x, states.sight[i] = cross_layer(x, images, bias, sees, *cross_weights(gated))
+            x, sight = cross_layer(x, images, bias, sees, *cross_weights(gated))
+            states.sight.update({i: sight} if i in taps else {})
         x, scores = self_layer(x, cos, sin, causal, *self_weights(layer))
-        states.after.append(x)
-        states.scores.append(scores)
+        if i in taps:
+            states.after[i], states.scores[i] = x, scores
     return replace(states, last=normed(x, core.norm.weight))

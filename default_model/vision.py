@@ -154,7 +154,7 @@ def train_vision(
     batch: int = 96,
     peak: float = VISION_RATE,
 ) -> float:
-    """Trains for `seconds` of `thread_time`; returns the share of pictures read wholly right. Mutates `model`."""
+    """Trains for `seconds` by the device's clock; returns the share of pictures read wholly right. Mutates `model`."""
     scenes, pixels = pool
     straight, mirror = stack_targets(scenes), stack_targets([mirrored(s) for s in scenes])
     heads = Heads(int(model.model.perceiver_resampler.latents.shape[1])).to(device)
@@ -163,9 +163,10 @@ def train_vision(
     named = seeing + [("head." + n, p) for n, p in heads.named_parameters()]
     parameters = [p for _, p in named]
     steppers = optimizers.build(named, peak)
-    rng, start, step, recent = np.random.default_rng(0), time.thread_time(), 0, 0.0
+    clock = optimizers.clock_of(device)
+    rng, start, step, recent = np.random.default_rng(0), clock(), 0, 0.0
     saved = time.monotonic()
-    while (spent := time.thread_time() - start) < seconds:
+    while (spent := clock() - start) < seconds:
         chosen, flip = rng.integers(len(scenes), size=batch), rng.random() < 0.5
         images = np.asarray(pixels[np.sort(chosen)])
         images = images[..., ::-1] if flip else images

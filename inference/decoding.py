@@ -39,10 +39,11 @@ class Decoding:
             return
         for branch in branches:
             branch.filled += 1
-        greedy = greedy_choices([branch.job for branch in branches], logits)
+        greedy = self.greedy([branch.job for branch in branches], logits)
         for job, rows in _rows_by_job(branches).items():
+            own = logits[rows] if len(rows) > 1 else logits[rows[0]][None]
             try:
-                self.advance(job, logits[rows], greedy[rows[0]])
+                self.advance(job, own, greedy[rows[0]])
             except Exception as error:  # noqa: BLE001  whatever it is, it ends only its own request
                 self._jobs.fail(job, error)
         taken_s = self._jobs.clock() - started
@@ -68,6 +69,15 @@ class Decoding:
         for branch in going_on:
             if job.is_done(branch):
                 self._jobs.rows.leave_row(branch, park=branch is job.lead)
+
+    def greedy(self, jobs: Sequence[Job], logits: Tensor) -> list[int | None]:
+        """The likeliest allowed token of each row `(jobs, vocabulary)` whose job asks for no more than that; None for
+        the others, who choose by themselves, as all do where this fails."""
+        try:
+            return self._jobs.with_memory(partial(_greedy, jobs, logits))
+        except Exception as error:
+            logger.warning("tokens could not be chosen together; trying each by itself", exc_info=error)
+            return [None] * len(jobs)
 
     def _logits(self, branches: list[Branch]) -> Tensor:
         slots, positions = self._jobs.rows.tensors, [branch.filled for branch in branches]
@@ -98,16 +108,14 @@ class Decoding:
         return self._family.prefill([ids], [places], job.encoded_images(), self._jobs.rows.tensors, step)[0, 0]
 
 
-def greedy_choices(jobs: Sequence[Job], logits: Tensor) -> list[int | None]:
-    """The likeliest allowed token of each row `(jobs, vocabulary)` whose job is one sequence and asks for no more than
-    that; None for the others. They come from the device in one transfer."""
-    asking = [job.is_greedy and job.width == 1 for job in jobs]
-    if not any(asking):
+def _greedy(jobs: Sequence[Job], logits: Tensor) -> list[int | None]:
+    """As `Decoding.greedy`; the tokens come from the device in one transfer."""
+    if not any(job.is_greedy for job in jobs):
         return [None] * len(jobs)
     ready = logits.index_fill(1, jobs[0].banned.to(logits.device), -torch.inf)
     # A row that is not finite is looked at by itself, and fails by itself.
     choices = torch.where(logits.isnan().any(dim=-1), -1, ready.argmax(dim=-1)).tolist()
-    return [choice if asks and choice >= 0 else None for asks, choice in zip(asking, choices, strict=True)]
+    return [choice if job.is_greedy and choice >= 0 else None for job, choice in zip(jobs, choices, strict=True)]
 
 
 def _rows_by_job(branches: list[Branch]) -> dict[Job, list[int]]:

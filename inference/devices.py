@@ -5,6 +5,7 @@ CPU. What the weights need is computed from the checkpoint's configuration, on t
 weights. Keys, values and steps come on top; how much is a question of use.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,6 +49,13 @@ class Need:
 
     parameters: int
     weight_bytes: Mapping[str, float]
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def get_backend(name: str = "auto") -> Backend:

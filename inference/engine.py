@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -44,9 +43,6 @@ logger = logging.getLogger(__name__)
 GATHER_S = 0.1
 """How long an engine with nothing to do waits for requests that are being made ready, so that what is asked together
 begins together: images are encoded in one forward then, and rows decode in step."""
-
-SHORT_LETTERS = 2000
-"""A text up to so long is made tokens of on the event loop, in less time than a thread would take to be asked."""
 
 FREE_SHARE = 0.7
 """Of the memory that is free once the weights are loaded, what keys and values may take; the rest is for the steps."""
@@ -127,6 +123,7 @@ class LocalEngine:
         self._images = ImagePreparation(family, self._stored, self._scheduler.features_of)
         self._outbox = Outbox()
         self._arrived: list[Job] = []
+        self._forgotten: list[str] = []
         self._accepted = 0
         self._wake = threading.Condition()
         self._stopping = False
@@ -152,7 +149,7 @@ class LocalEngine:
 
         Where a family's images differ in length, `load_image` is asked for those that were never seen.
         """
-        await self._images.places(prompt, load_image)
+        await self._images.made_countable(prompt, load_image)
         return (await self._encode(prompt)).run_lengths
 
     async def submit(self, request: GenerationRequest) -> LocalGeneration:
@@ -183,12 +180,15 @@ class LocalEngine:
             )
             for text in continuations
         ]
-        queued = await self._enqueue(requests, scored=True)
-        for _, generation in queued:
-            results = [item async for item in generation if isinstance(item, GenerationResult)]
-            if results[-1].finish_reason != "length":
-                raise EngineStopped
-        return tuple(job.score for job, _ in queued)
+        try:
+            queued = await self._enqueue(requests, scored=True)
+            for _, generation in queued:
+                results = [item async for item in generation if isinstance(item, GenerationResult)]
+                if results[-1].finish_reason != "length":
+                    raise EngineStopped
+            return tuple(job.score for job, _ in queued)
+        finally:
+            self._forget(shared)
 
     async def aclose(self) -> None:
         """Stop: running and waiting requests end with finish_reason "stopped" and what they had said. Idempotent."""
@@ -233,7 +233,7 @@ class LocalEngine:
     async def _job(self, request: GenerationRequest, scored: bool) -> tuple[Job, LocalGeneration]:
         """A job for a request; `scored`: the last run of its prompt is to be scored."""
         arrived_s = time.monotonic()
-        ready = await self._images.places(request.prompt, request.load_image)
+        ready = await self._images.made_countable(request.prompt, request.load_image)
         prompt = await self._encode(request.prompt)
         # Sequences that decode side by side share the memory.
         context = min(self._info.context_tokens, self._kv_tokens // request.sampling.sequences)
@@ -246,9 +246,13 @@ class LocalEngine:
         return self._jobs.make(request, prompt, images, generation, max_tokens, arrived_s, scored), generation
 
     async def _encode(self, prompt: Prompt) -> EncodedPrompt:
-        work = partial(self._encoder.encode, prompt, self._images.token_ids)
-        letters = sum(len(run.text) for run in prompt.runs if isinstance(run, TextRun))
-        return await asyncio.to_thread(work) if letters > SHORT_LETTERS else work()
+        return await asyncio.to_thread(self._encoder.encode, prompt, self._images.token_ids)
+
+    def _forget(self, group: str) -> None:
+        """Have dropped what is kept for a group that nobody will ask for again."""
+        with self._wake:
+            self._forgotten.append(group)
+            self._wake.notify_all()
 
     # -- the worker thread
 
@@ -271,13 +275,16 @@ class LocalEngine:
     def _take_arrived(self) -> bool:
         """Wait until there is work, and hand new requests to the scheduler; False when it is time to stop."""
         with self._wake:
-            while not (self._stopping or self._arrived or not self._scheduler.is_idle):
+            while not (self._stopping or self._arrived or self._forgotten or not self._scheduler.is_idle):
                 self._wake.wait()
             if self._scheduler.is_idle:
                 self._gather()
             for job in self._arrived:
                 self._scheduler.submit(job)
             self._arrived.clear()
+            for group in self._forgotten:
+                self._scheduler.forget(group)
+            self._forgotten.clear()
             return not self._stopping
 
     def _gather(self) -> None:

@@ -5,7 +5,6 @@ the model's pixels of. How many tokens stand for an image is remembered, since a
 """
 
 import asyncio
-import os
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,8 @@ from functools import partial
 
 from idefics_chat.conversation.images import decode_image
 from idefics_chat.conversation.prompt import Prompt
+from idefics_chat.inference.devices import usable_cpus
+from idefics_chat.inference.errors import EngineStopped
 from idefics_chat.inference.family import EncodedImage, Family, PreparedImage
 from idefics_chat.inference.feature_files import FeatureStore
 from idefics_chat.inference.requests import ImageLoader
@@ -35,22 +36,27 @@ class ImagePreparation:
         self._known = known
         self._token_ids: OrderedDict[str, tuple[int, ...]] = OrderedDict()
         # As many as there are cores: more would only take the interpreter's lock from one another.
-        self._workers = ThreadPoolExecutor(os.cpu_count() or 1, "idefics-chat images")
+        self._workers = ThreadPoolExecutor(usable_cpus(), "idefics-chat images")
+        self._is_closed = False
 
     def token_ids(self, digest: str) -> tuple[int, ...]:
-        """The ids that stand for an image of a prompt that `places` was asked about."""
+        """The ids that stand for an image of a prompt that was made countable."""
         fixed = self._family.fixed_image_tokens
         return self._token_ids[digest] if fixed is None else fixed
 
-    async def places(self, prompt: Prompt, load: ImageLoader | None) -> ReadyImages:
-        """Make those images of the prompt ready whose ids are not known yet; the others are not touched."""
+    async def made_countable(self, prompt: Prompt, load: ImageLoader | None) -> ReadyImages:
+        """Make those images of the prompt ready whose ids are not known yet; the others are not touched.
+
+        Raises:
+            EngineStopped: it was closed. What `load` raises, and what is wrong with an image.
+        """
         unknown = [digest for digest in dict.fromkeys(prompt.digests) if digest not in self._token_ids]
         if not unknown or self._family.fixed_image_tokens is not None:
             return {}
         return {digest: await self._made_ready(digest, load) for digest in unknown}
 
     async def images(self, prompt: Prompt, load: ImageLoader, ready: ReadyImages) -> ReadyImages:
-        """All the prompt's images; `ready` are those that `places` gave."""
+        """All the prompt's images; `ready` are those that `made_countable` gave. Raises as that."""
         images: ReadyImages = {}
         for digest in dict.fromkeys(prompt.digests):
             images[digest] = self._known(digest) or ready.get(digest) or await self._made_ready(digest, load)
@@ -58,6 +64,7 @@ class ImagePreparation:
 
     def close(self) -> None:
         """Take no more work; what is under way goes on. Idempotent."""
+        self._is_closed = True
         self._workers.shutdown(wait=False)
 
     async def _made_ready(self, digest: str, load: ImageLoader | None) -> PreparedImage | EncodedImage:
@@ -68,6 +75,8 @@ class ImagePreparation:
         if load is None:
             raise ValueError("this model's images differ in length; counting one that was never seen needs its bytes")
         work = partial(_prepared, self._family, await load(digest))
+        if self._is_closed:
+            raise EngineStopped
         image = await asyncio.get_running_loop().run_in_executor(self._workers, work)
         self._remember(digest, image.token_ids)
         return image

@@ -126,8 +126,9 @@ class Job:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether each choice is just the likeliest token that is not banned, and nothing else is asked for."""
-        return self.beams is None and self.recorder is None and all(sampler.is_greedy for sampler in self.samplers)
+        """Whether each choice is just the likeliest token that is not banned, of one answer, and nothing else is asked
+        for."""
+        return self.width == 1 and self.beams is None and self.recorder is None and self.samplers[0].is_greedy
 
     @property
     def banned(self) -> Tensor:

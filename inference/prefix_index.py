@@ -43,6 +43,10 @@ class PrefixIndex:
             if not places[mark]:
                 del places[mark]
 
+    def of(self, group: Hashable) -> list[int]:
+        """All of a group."""
+        return list(self._marked.get(_start(group), {}))
+
     def alike(self, group: Hashable, keys: Sequence[Hashable]) -> list[int]:
         """Those of the group that begin as `keys` does for the most blocks, newest first."""
         for mark in reversed(_marks(group, keys)):
@@ -57,8 +61,12 @@ class PrefixIndex:
         return [number for numbers in found for number in islice(reversed(numbers), MOST_FOUND)]
 
 
+def _start(group: Hashable) -> Hashable:
+    return ("start of", group)
+
+
 def _marks(group: Hashable, keys: Sequence[Hashable]) -> list[Hashable]:
-    marks: list[Hashable] = [("start of", group)]
+    marks: list[Hashable] = [_start(group)]
     for end in range(BLOCK, len(keys) + 1, BLOCK):
         marks.append(hash((marks[-1], *keys[end - BLOCK : end])))
     return marks

@@ -96,6 +96,11 @@ class PrefixStore:
         self._to_host(self._device.put(number, prefix))
         return number
 
+    def forget_group(self, group: Hashable) -> None:
+        """Forget all prefixes of a group."""
+        for number in self._index.of(group):
+            self._forget(number)
+
     def set_device_budget(self, budget_bytes: int) -> None:
         """Change the device's budget; what is over it moves to host memory."""
         self._to_host(self._device.set_budget(budget_bytes))

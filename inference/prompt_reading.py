@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from idefics_chat.inference.decoding import Decoding, greedy_choices
+from idefics_chat.inference.decoding import Decoding
 from idefics_chat.inference.family import Family
 from idefics_chat.inference.image_encoding import ImageEncoding
 from idefics_chat.inference.job import Job
@@ -139,13 +139,22 @@ class PromptReading:
         # Before anyone begins or ends: rows may change places then.
         for part in parts:
             part.job.lead.filled = part.end
-        greedy = greedy_choices([part.job for part in parts], torch.stack([logits[-1] for logits in found]))
-        for part, logits, choice in zip(parts, found, greedy, strict=True):
+        greedy = self._first_tokens(parts, found)
+        for part, logits in zip(parts, found, strict=True):
             try:
-                self._take(part, logits, choice)
+                self._take(part, logits, greedy.get(part.job))
             except Exception as error:  # noqa: BLE001  whatever it is, it ends only its own request
                 self._jobs.fail(part.job, error)
         return len(parts) * max(part.end - part.start for part in parts)
+
+    def _first_tokens(self, parts: Sequence[Part], found: Sequence[Tensor]) -> dict[Job, int | None]:
+        """Of the prompts that are read to their ends now, the likeliest next token where that is all that is asked."""
+        ends = [(part.job, logits[-1]) for part, logits in zip(parts, found, strict=True) if part.job.is_read]
+        asking = [(job, logits) for job, logits in ends if job.is_greedy and not job.is_over]
+        if not asking:
+            return {}
+        jobs = [job for job, _ in asking]
+        return dict(zip(jobs, self._decoding.greedy(jobs, torch.stack([row for _, row in asking])), strict=True))
 
     def _logits(self, parts: Sequence[Part]) -> list[Tensor]:
         """Of each part the logits that are wanted, `(tokens, vocabulary)`. May be run again after a failure."""
@@ -195,7 +204,8 @@ def _leaves_more(one: Job, other: Job, start: int) -> bool:
     tokens, so that the other had better wait."""
     if one.max_tokens > 0 or one.group is None or one.group != other.group:
         return False
-    return min(common_length(one.lead.keys, other.lead.keys), other.reusable_tokens) > start
+    kept = len(one.prompt) if one.kept_tokens is None else one.kept_tokens
+    return min(common_length(one.lead.keys, other.lead.keys), other.reusable_tokens, kept) > start
 
 
 def _log_likelihood(logits: Tensor, following: list[int]) -> float:

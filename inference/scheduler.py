@@ -6,7 +6,7 @@ ends that request and no other.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import torch
@@ -94,6 +94,10 @@ class Scheduler:
     def features_of(self, digest: str) -> EncodedImage | None:
         """An image that is encoded already. May be called from any thread."""
         return self._jobs.features.peek(digest)
+
+    def forget(self, group: Hashable) -> None:
+        """Drop what is kept for a group; what runs for it goes on, and may leave something again."""
+        self._jobs.rows.parked.forget_group(group)
 
     def submit(self, job: Job) -> None:
         """Queue a job; its sink will get exactly one result or error."""

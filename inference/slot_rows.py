@@ -72,23 +72,23 @@ class SlotRows:
         """A job whose prompt was being read decodes from now on, in the first rows behind those that do; each of its
         sequences begins with a copy of what was read. Others that are being read move out of these rows."""
         source, filled, first = job.lead.row, job.lead.filled, len(self.decoding)
-        self.reading.remove(job)
+        others = [other for other in self.reading if other is not job]
         behind = first + job.width
         pairs = [(row, source) for row in range(first, behind) if row != source]
-        taken = {other.lead.row for other in self.reading}
+        taken = {other.lead.row for other in others}
         free = (row for row in range(behind, behind + len(taken)) if row not in taken)
-        for other in self.reading:
-            if other.lead.row < behind:
-                row = next(free)
-                pairs.append((row, other.lead.row))
-                other.lead.row = row
+        moved = {other: next(free) for other in others if other.lead.row < behind}
+        pairs += [(row, other.lead.row) for other, row in moved.items()]
         if pairs:
             self._forget(row for row, _ in pairs)
-            self.tensors.rearrange(pairs, 0, max(filled, *(other.lead.filled for other in (job, *self.reading))))
+            self.tensors.rearrange(pairs, 0, max(filled, *(other.lead.filled for other in (job, *others))))
+        # Only now, so that nothing has changed where memory runs out.
+        for other, row in moved.items():
+            other.lead.row = row
         for row, branch in enumerate(job.branches, first):
             branch.row, branch.filled = row, filled
         self.decoding += job.branches
-        self.reading.sort(key=lambda other: other.lead.row)
+        self.reading = sorted(others, key=lambda other: other.lead.row)
 
     def reorder(self, job: Job, sources: list[int]) -> None:
         """Each branch goes on from what stands in the row of branch `sources[i]`; what stands behind the prompt is

@@ -23,7 +23,8 @@ def load_engine(settings: Settings) -> Engine:
     from idefics_chat.inference.engine import create_engine, fitting_limits
     from idefics_chat.inference.loader import load_model
 
-    use_threads(settings.cpu_threads)
+    if settings.cpu_threads:
+        use_threads(settings.cpu_threads)
     source = str(checkpoint_path()) if settings.model == SHIPPED_MODEL else settings.model
     loaded = load_model(source, dtype=settings.dtype, quantization=settings.quantization, device=settings.device)
     limits = engine_limits(settings, fitting_limits(loaded))
@@ -31,14 +32,18 @@ def load_engine(settings: Settings) -> Engine:
 
 
 def use_threads(asked: int) -> None:
-    """Let torch compute on so many CPU threads. 0: as many as OMP_NUM_THREADS says; without it one less than there are
-    cores, and at least one. With a thread on every core the event loop has none to itself, and a small model's threads
-    wait for one another at each of its many steps: on two cores it said half as many tokens a second on both as on one
-    (`benchmarks/server_load.py threads`)."""
+    """Let torch compute on so many CPU threads, in a process that is ours. 0: as many as OMP_NUM_THREADS says; without
+    it as torch would, but one CPU is left alone. With a thread on each the event loop has none to itself, and a small
+    model's threads wait for one another at each of its many steps: on two cores it said half as many tokens a second on
+    both as on one (`benchmarks/server_load.py threads`)."""
     import torch
 
-    if asked or "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(asked or max(1, (os.cpu_count() or 1) - 1))
+    from idefics_chat.inference.devices import usable_cpus
+
+    if asked:
+        torch.set_num_threads(asked)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), usable_cpus() - 1)))
 
 
 def engine_limits(settings: Settings, fitting: "EngineLimits") -> "EngineLimits":

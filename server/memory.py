@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import os
 
 ARENAS = 2
 """Heaps that glibc's allocator may have. By default it makes one for each of the first eight threads a core; each keeps
@@ -12,7 +13,10 @@ _M_ARENA_MAX = -8
 
 
 def share_heaps() -> None:
-    """To be called before there are threads, by a process that is ours. Does nothing without glibc."""
+    """To be called before there are threads, by a process that is ours. Does nothing without glibc, nor where the
+    environment tunes the allocator."""
+    if "MALLOC_ARENA_MAX" in os.environ or "GLIBC_TUNABLES" in os.environ:
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, ARENAS)

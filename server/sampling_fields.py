@@ -33,7 +33,7 @@ class SamplingFields(WireModel):
 
     def given(self) -> dict[str, Any]:
         """The fields that were given, by name."""
-        names = (name for name in SamplingParams.__dataclass_fields__ if hasattr(self, name))
+        names = [name for name in type(self).model_fields if name in SamplingParams.__dataclass_fields__]
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 

@@ -22,7 +22,7 @@ from prometheus_client import start_http_server
 from idefics_chat.inference.requests import Engine
 from idefics_chat.server.auth import is_loopback
 from idefics_chat.server.chat_assembly import open_chat
-from idefics_chat.server.engine_loading import load_engine
+from idefics_chat.server.engine_loading import load_engine, use_threads
 from idefics_chat.server.housekeeping import Retention, keep_house
 from idefics_chat.server.logs import log_loop_error
 from idefics_chat.server.measured_store import MeasuredStore
@@ -80,7 +80,7 @@ async def serve(settings: Settings, reporter: Reporter, stopped_by: StoppedBy | 
                 serving = tasks.create_task(server.serve(sockets=[listener]))
                 try:
                     reporter.loading(settings.model, url)
-                    engine = await _unless_stopped(serving, functools.partial(load_engine, settings))
+                    engine = await _unless_stopped(serving, functools.partial(_load, settings))
                     if engine is not None:
                         keeper = tasks.create_task(keep_house(store, retention_of(settings), time.time))
                         serving.add_done_callback(lambda _: keeper.cancel())
@@ -93,6 +93,11 @@ async def serve(settings: Settings, reporter: Reporter, stopped_by: StoppedBy | 
                     await asyncio.wait([serving])
                 finally:
                     server.should_exit = True
+
+
+def _load(settings: Settings) -> Engine:
+    use_threads(settings.cpu_threads)
+    return load_engine(settings)
 
 
 async def _open_store(database: str) -> MeasuredStore:

@@ -78,7 +78,7 @@ class ModelSettings(BaseModel):
     quantization: Literal["4bit", "8bit"] | None = Field(None, description="Quantize the weights with bitsandbytes.")
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = Field("auto", description="Where the model runs.")
     cpu_threads: Limit = Field(
-        0, description="CPU threads of the model; 0 for OMP_NUM_THREADS, or else one less than there are cores."
+        0, description="CPU threads of the model; 0 for OMP_NUM_THREADS, or else for all CPUs but one."
     )
     compile_steps: bool = Field(
         False, description="Compile decode steps with torch.compile; their first use may take minutes."

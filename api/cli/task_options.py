@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from idefics_chat.cli.common import Config, settings_of
+from idefics_chat.server.engine_loading import use_threads
 from idefics_chat.tasks.models import AsyncModel, open_local, open_remote
 
 MODEL, ANSWER, OUTPUT = "The model", "The answer", "Output"
@@ -116,6 +117,7 @@ async def opened_model(flags: TaskFlags) -> AsyncIterator[AsyncModel]:
     quiet_libraries(console.is_terminal)
     if console.is_terminal:
         console.print(f"Loading [bold]{settings.model}[/bold] ...")
+    use_threads(settings.cpu_threads)
     async with open_local(settings) as model:
         yield model
 

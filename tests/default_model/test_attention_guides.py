@@ -45,7 +45,7 @@ def test_what_comes_next_of_a_quotation_is_where_it_was_said(tokenizer) -> None:
     memory = Memory(scenes=[FIRST], asked=[asked.text])
     question = recall_asked(memory, random.Random(1))
     assert question is not None
-    told = encoded(tokenizer, (asked, [FIRST]), (question, []))
+    told = encoded(tokenizer, (HERE, [FIRST]), (asked, []), (question, []))
     found = looked_at(told, QUOTE, tokenizer)
     assert len(found) == len(tokenizer.encode(f" {asked.text}", add_special_tokens=False)) + 1
     for word, targets in found[1:-1]:  # the first may be spelt without a space where it was said
@@ -75,6 +75,20 @@ def test_things_of_an_earlier_image_are_looked_up_after_it_in_their_order(tokeni
     assert found[" ring"] == (image + 1,)
     assert found[" white"] == (image + 4,)
     assert found["<end_of_utterance>"] == tuple(range(image, image + 5))
+
+
+def test_of_an_earlier_image_only_what_is_asked_for_is_looked_up(tokenizer) -> None:
+    stars = tuple(thing for thing in FIRST.things if thing.shape == "star")
+    question = Question("What color was the star?", "Red.", "recall color", image=0, listed=stars)
+    told = encoded(tokenizer, (HERE, [FIRST]), (NOW, [SECOND]), (question, []))
+    assert dict(looked_at(told, MEMORY, tokenizer))[" Red"] == (told.ids.index(IMAGE),)  # and not the red ring
+
+
+def test_what_follows_a_quotation_is_looked_up_only_where_it_is_the_same(tokenizer) -> None:
+    told_badly = Question("My name is Ursula", "Nice to meet you.", "small talk")
+    question = Question("Who am I?", "Your name is Ursula.", "recall said", quoted="Ursula")
+    told = encoded(tokenizer, (told_badly, []), (question, []))
+    assert "." not in dict(looked_at(told, QUOTE, tokenizer))
 
 
 def test_things_of_the_last_image_are_looked_for_in_their_cells(tokenizer) -> None:

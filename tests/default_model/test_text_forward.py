@@ -23,7 +23,7 @@ def test_states_are_those_of_transformers(monkeypatch: pytest.MonkeyPatch) -> No
     batch = collate([encoder.document(document, [0] * len(document.scenes)) for document in documents])
     latents = torch.randn(*batch.scenes.shape, LATENTS, model.config.vision_config.embed_dim)
     with torch.no_grad():
-        ours = text_forward.text_states(model, batch.ids, batch.seen.bool(), latents)
+        ours = text_forward.text_states(model, batch.ids, batch.seen.bool(), latents, (3, GUIDED_LAYER))
         theirs = model.model(
             input_ids=batch.ids,
             attention_mask=batch.mask,

@@ -2,6 +2,7 @@ import asyncio
 import threading
 from dataclasses import replace
 
+import anyio
 import pytest
 import torch
 
@@ -258,6 +259,26 @@ async def test_a_stop_ends_running_and_waiting_requests_with_what_they_said(rand
     assert [result.finish_reason for result in results] == ["stopped"] * 3
     with pytest.raises(EngineStopped):
         await engine.submit(request)
+
+
+async def test_a_request_that_is_being_made_ready_when_the_engine_stops_is_told_so(random_model, album, conversation):
+    engine = create_engine(random_model)
+    digest, loading, stopped = album.add("red"), anyio.Event(), anyio.Event()
+
+    async def slow(digest):
+        loading.set()
+        await stopped.wait()
+        return album.data[digest]
+
+    async def ask():
+        with pytest.raises(EngineStopped):
+            await engine.submit(GenerationRequest(conversation([["What is this?", digest]]), slow))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ask)
+        await loading.wait()
+        await engine.aclose()
+        stopped.set()
 
 
 async def test_count_tokens_gives_one_number_a_run(random_model, running, album, conversation):

@@ -322,3 +322,32 @@ def test_an_image_whose_tokens_are_cached_is_not_encoded_for_those_that_wait(kit
     scheduler.submit(kit.job([*shown, *kit.text([4])], 4, "talk"))
     finish(scheduler)
     assert scheduler.counters.images_encoded == 4
+
+
+def test_tokens_that_cannot_be_chosen_together_are_chosen_one_by_one(
+    kit: Any, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = []
+
+    def failing(*arguments: Any) -> Any:
+        failures.append(arguments)
+        raise RuntimeError("no room for all of them")
+
+    monkeypatch.setattr("idefics_chat.inference.decoding._greedy", failing)
+    jobs = [submitted(kit, scheduler, seed) for seed in (1, 2, 3)]
+    finish(scheduler)
+    assert failures
+    assert all(ids_of(job) == expected(kit, job) for job in jobs)
+
+
+def test_memory_that_runs_out_where_a_prompt_gets_its_rows_ends_that_request_only(
+    kit: Any, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tight(tensors: SlotTensors, pairs: Any, *rest: Any) -> None:
+        raise torch.OutOfMemoryError("too much")
+
+    monkeypatch.setattr(SlotTensors, "rearrange", tight)
+    several, one = submitted(kit, scheduler, 1, n=2), submitted(kit, scheduler, 2)
+    finish(scheduler)
+    assert [type(error) for error in several.sink.errors] == [GenerationFailed]
+    assert ids_of(one) == expected(kit, one)

@@ -7,6 +7,7 @@ import torch
 
 from idefics_chat.conversation.prompt import Prompt, TextRun
 from idefics_chat.inference.errors import EngineStopped, PromptTooLong
+from idefics_chat.inference.requests import GenerationRequest
 
 pytestmark = pytest.mark.anyio
 
@@ -49,6 +50,17 @@ async def test_what_continuations_have_in_common_is_computed_once(
     assert counted["images_encoded"] == 1
     assert counted["tokens_prefilled"] < 2 * tokens
     assert counted["tokens_reused"] > 3 * (tokens - 2)
+
+
+async def test_what_only_the_continuations_shared_is_dropped_behind_them(
+    random_model: Any, running: Any, answer: Any, album: Any, conversation: Any
+) -> None:
+    engine = running(random_model)
+    prompt = conversation([["What is this, in as many words as you like?", album.add("red")]])
+    for _ in range(2):
+        await engine.score(prompt, CONTINUATIONS, album.load)
+    await answer(engine, GenerationRequest(prompt, album.load, max_output_tokens=1))
+    assert engine.counters()["parked_device_bytes_now"] == 0
 
 
 async def test_the_right_answer_about_an_image_scores_highest(

@@ -1,10 +1,12 @@
-"""How many CPU threads the model gets: as many as were asked for, and none of the last core unless that is so."""
+"""How many CPU threads the model gets: as many as were asked for, else one CPU is left to the rest."""
 
 import os
 import subprocess
 import sys
 
 import pytest
+
+from idefics_chat.inference.devices import usable_cpus
 
 COUNT = """
 import sys, threading, torch
@@ -29,10 +31,23 @@ def threads(asked: int, **environment: str) -> int:
         (3, {}, 3),
         (3, {"OMP_NUM_THREADS": "2"}, 3),
         (0, {"OMP_NUM_THREADS": "2"}, 2),
-        (0, {}, max(1, (os.cpu_count() or 1) - 1)),
     ],
 )
-def test_the_model_gets_as_many_threads_as_are_asked_for_or_leaves_a_core(
+def test_the_model_gets_as_many_threads_as_are_asked_for(
     asked: int, environment: dict[str, str], expected: int
 ) -> None:
     assert threads(asked, **environment) == expected
+
+
+def test_where_nothing_is_asked_for_one_cpu_is_left_to_the_rest() -> None:
+    assert 1 <= threads(0) <= max(1, usable_cpus() - 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="CPUs cannot be chosen here")
+def test_cpus_that_the_process_may_not_use_do_not_count() -> None:
+    mine = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(mine)})
+    try:
+        assert threads(0) == 1
+    finally:
+        os.sched_setaffinity(0, mine)
