@@ -1,5 +1,6 @@
 """What is done about the memory of a process that runs for weeks."""
 
+import asyncio
 import ctypes
 import gc
 import os
@@ -20,6 +21,22 @@ def share_heaps() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, ARENAS)
+
+
+GIVE_BACK_S = 60.0
+"""How often memory that is free is given back."""
+
+
+async def keep_giving_back(interval_s: float = GIVE_BACK_S) -> None:
+    """Until cancelled: give back to the system what the allocator holds and nobody uses.
+
+    By itself it gives back only what lies at the end of a heap. What steps of all sizes leave free in between came to
+    60 to 110 MiB, and came and went with what was asked; to look through it takes some milliseconds.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    while trim is not None:
+        await asyncio.sleep(interval_s)
+        await asyncio.to_thread(trim, 0)
 
 
 def settle_memory() -> None:

@@ -26,7 +26,7 @@ from idefics_chat.server.engine_loading import load_engine, use_threads
 from idefics_chat.server.housekeeping import Retention, keep_house
 from idefics_chat.server.logs import log_loop_error
 from idefics_chat.server.measured_store import MeasuredStore
-from idefics_chat.server.memory import settle_memory
+from idefics_chat.server.memory import keep_giving_back, settle_memory
 from idefics_chat.server.metered_engine import MeteredEngine
 from idefics_chat.server.metrics import Metrics
 from idefics_chat.server.quotas import DAY_S, Quotas
@@ -82,8 +82,8 @@ async def serve(settings: Settings, reporter: Reporter, stopped_by: StoppedBy | 
                     reporter.loading(settings.model, url)
                     engine = await _unless_stopped(serving, functools.partial(_load, settings))
                     if engine is not None:
-                        keeper = tasks.create_task(keep_house(store, retention_of(settings), time.time))
-                        serving.add_done_callback(lambda _: keeper.cancel())
+                        for work in (keep_house(store, retention_of(settings), time.time), keep_giving_back()):
+                            serving.add_done_callback(_cancelling(tasks.create_task(work)))
                         await restore_quotas(state.quotas, store, time.time())
                         metered = metered_engine(engine, state)
                         chat = await stack.enter_async_context(open_chat(store, metered, settings))
@@ -93,6 +93,13 @@ async def serve(settings: Settings, reporter: Reporter, stopped_by: StoppedBy | 
                     await asyncio.wait([serving])
                 finally:
                     server.should_exit = True
+
+
+def _cancelling(task: asyncio.Task[None]) -> Callable[[object], None]:
+    def cancel(_: object) -> None:
+        task.cancel()
+
+    return cancel
 
 
 def _load(settings: Settings) -> Engine:

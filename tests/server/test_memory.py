@@ -56,6 +56,34 @@ def test_threads_share_two_heaps() -> None:
     assert heaps("shared") <= 2
 
 
+FREED = """
+import asyncio, os
+from idefics_chat.server.memory import keep_giving_back
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+async def main():
+    blocks = [bytearray(50_000) for _ in range(4000)]
+    full = resident()
+    del blocks[1::2], blocks[1::2]  # three of four, those between others
+    giver = asyncio.create_task(keep_giving_back(0.01))
+    for _ in range(500):
+        await asyncio.sleep(0.01)
+        if resident() < full - 100_000_000:
+            break
+    giver.cancel()
+    print((full - resident()) // 1_000_000, len(blocks))
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_memory_that_is_free_between_what_is_used_is_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
+    given_back_mb, kept = map(int, done.stdout.split())
+    assert kept == 1000
+    assert given_back_mb > 100
+
+
 def test_what_stays_does_not_put_full_collections_off() -> None:
     assert full_collections() == 0
     assert full_collections("settled") > 0
