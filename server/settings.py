@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from idefics_chat.server.answer_settings import AnswerSettings
 from idefics_chat.server.image_settings import ImageSettings
@@ -205,5 +207,12 @@ class Settings(
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
 
     def database_path(self) -> Path | None:
-        """The database file, if the setting names a file."""
-        return None if "://" in self.database else Path(self.database)
+        """The database file, by its path or an SQLite URL; None for any other database."""
+        if "://" not in self.database:
+            return Path(self.database)
+        try:
+            url = make_url(self.database)
+        except ArgumentError:
+            return None
+        name = url.database if url.get_backend_name() == "sqlite" else None
+        return Path(name) if name and not name.startswith("file:") else None

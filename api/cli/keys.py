@@ -42,7 +42,7 @@ def create(
 
 
 async def _create(database: str | None, name: str, expires_at: float | None, scopes: tuple[str, ...]) -> None:
-    async with opened_store(database) as store:
+    async with opened_store(database, new=True) as store:
         owner = await store.owner(name)
         key = make_key()
         await store.add_key(owner.id, key_hash(key), name, scopes=scopes, expires_at=expires_at)
