@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from idefics_chat.server.asker import Asker
@@ -102,6 +103,17 @@ async def test_a_day_s_bytes_used_up_nothing_more_is_taken_in(tmp_path: Path) ->
         assert int(answer.headers["retry-after"]) > 0
         with pytest.raises(InvalidStatus, match="429"):
             await live.connect()
+
+
+@pytest.mark.parametrize("path", ["/v1/nothing", "/v1/responses/", "/v1/models", "/"])
+async def test_a_websocket_to_a_path_where_there_is_none_is_refused_as_not_found(tmp_path: Path, path: str) -> None:
+    async with live_server(tmp_path) as live:
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(f"ws://{live.address}{path}", proxy=None)
+        assert refused.value.response.status_code == 404
+        error = json.loads(refused.value.response.body)["error"]
+        assert (error["code"], error["type"], error["param"]) == ("unknown_url", "invalid_request_error", None)
+        assert "/v1/realtime" in error["message"]
 
 
 async def test_limits_are_each_key_s_own(tmp_path: Path) -> None:
