@@ -106,7 +106,7 @@ class ModelSettings(BaseModel):
 class StorageSettings(BaseModel):
     """What is kept"""
 
-    database: str = Field("./idefics-chat.db", description="SQLite file, or an SQLAlchemy URL.")
+    database: str = Field("./idefics-chat.db", description="SQLite file, or an SQLAlchemy URL of SQLite.")
     event_log_retention_s: Annotated[float, Field(ge=60)] = Field(
         7 * 86_400.0, description="How long streamed events are kept after an answer's end, for clients to resume."
     )
@@ -212,7 +212,7 @@ class Settings(
             return Path(self.database)
         try:
             url = make_url(self.database)
-        except ArgumentError:
+        except (ArgumentError, ValueError):
             return None
         name = url.database if url.get_backend_name() == "sqlite" else None
         return Path(name) if name and not name.startswith("file:") else None

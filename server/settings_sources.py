@@ -81,7 +81,7 @@ def _without_password(database: str) -> str:
         return database
     try:
         return make_url(database).render_as_string(hide_password=True)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         return database.partition("://")[0] + "://***"
 
 

@@ -19,7 +19,8 @@ from idefics_chat.storage.store import Store
 from idefics_chat.storage.values import Owner
 
 Database = Annotated[
-    str | None, typer.Option("--database", help="SQLite file, or an SQLAlchemy URL. [default: ./idefics-chat.db]")
+    str | None,
+    typer.Option("--database", help="SQLite file, or an SQLAlchemy URL of SQLite. [default: ./idefics-chat.db]"),
 ]
 
 
