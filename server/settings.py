@@ -1,4 +1,4 @@
-"""Settings: what an operator can set, section by section. Sizes are in bytes, times in seconds; a limit of 0 is none.
+"""Settings: what an operator can set, section by section. Sizes are in bytes, times in seconds.
 
 Where they come from is `settings_sources`: flags, then the environment, then a file, then these defaults.
 """
@@ -129,7 +129,7 @@ class RequestSettings(BaseModel):
 
 
 class QuotaSettings(BaseModel):
-    """How much one key's name, and one address, may use"""
+    """How much one key's name, and one address, may use; 0 is no limit"""
 
     connections_per_key: Limit = Field(1000, description="Websockets open at once for one key's name.")
     connections_per_address: Limit = Field(1000, description="Websockets open at once from one address.")

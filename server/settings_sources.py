@@ -8,7 +8,8 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic_settings import (
@@ -65,6 +66,22 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Loade
 def flag_of(name: str) -> str:
     """The flag of a setting."""
     return "--" + name.replace("_", "-")
+
+
+def described(name: str) -> str:
+    """What a setting is, with its values where they are a closed set."""
+    description = str(Settings.model_fields[name].description)
+    choices = choices_of(name)
+    return f"{description} One of {', '.join(choices)}." if choices else description
+
+
+def choices_of(name: str) -> tuple[str, ...]:
+    """All values of a setting, where they are a closed set of names; none otherwise."""
+    kind = Settings.model_fields[name].annotation
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    if any(get_origin(one) is not Literal for one in kinds if one is not NoneType):
+        return ()
+    return tuple(choice for one in kinds for choice in get_args(one))
 
 
 def shown_value(name: str, value: object) -> str:

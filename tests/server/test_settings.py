@@ -11,8 +11,8 @@ from idefics_chat.inference.engine import EngineLimits
 from idefics_chat.inference.family_idefics import Idefics
 from idefics_chat.inference.scheduler import SchedulerLimits
 from idefics_chat.server.engine_loading import engine_limits, load_engine, model_id
-from idefics_chat.server.settings import Settings
-from idefics_chat.server.settings_sources import SettingsError, flag_of, load_settings
+from idefics_chat.server.settings import QuotaSettings, RequestSettings, Settings
+from idefics_chat.server.settings_sources import SettingsError, choices_of, described, flag_of, load_settings
 from idefics_chat.server.start_checks import check_exposure, check_settings, problems_of
 from idefics_chat.server.start_error import StartError
 from tests.end_to_end.server_process import run_command
@@ -81,6 +81,24 @@ def test_every_setting_has_a_flag() -> None:
     help_text = run_command("serve", "--help").stdout
     for name in Settings.model_fields:
         assert f"{flag_of(name)} " in help_text
+    for choices in ("auto, cpu, cuda, mps, xpu", "4bit, 8bit", "debug, info, warning, error", "text, json"):
+        assert f"One of {choices}." in help_text
+
+
+def test_the_values_of_a_setting_are_told_where_they_are_a_closed_set() -> None:
+    told = {name: choices for name in Settings.model_fields if (choices := choices_of(name))}
+    assert set(told) == {"dtype", "quantization", "device", "log_format", "log_level"}
+    for name, choices in told.items():
+        for choice in choices:
+            Settings.model_validate({name: choice})
+        assert described(name).endswith(f"One of {', '.join(choices)}.")
+
+
+def test_limits_of_keys_and_addresses_are_turned_off_with_0_and_sizes_of_requests_are_not() -> None:
+    Settings.model_validate(dict.fromkeys(QuotaSettings.model_fields, 0))
+    for name in (*RequestSettings.model_fields, "max_connections"):
+        with pytest.raises(ValidationError):
+            Settings.model_validate({name: 0})
 
 
 def test_a_flag_wins_over_the_environment_the_environment_over_the_file_and_that_over_the_default(
