@@ -75,7 +75,7 @@ def revoke(name: Name, database: Database = None) -> None:
 async def _revoke(database: str | None, name: str) -> None:
     async with opened_store(database) as store:
         count = await store.revoke_key((await owner_named(store, name)).id, name)
-    typer.echo(f"{count} keys of {name} were revoked.")
+    typer.echo(f"1 key of {name} was revoked." if count == 1 else f"{count} keys of {name} were revoked.")
 
 
 def _line(key: Key, now_s: float) -> str:
