@@ -4,7 +4,7 @@ import inspect
 from pathlib import Path
 
 from idefics_chat.server.settings import SECTIONS, Settings
-from idefics_chat.server.settings_sources import flag_of, shown_value
+from idefics_chat.server.settings_sources import described, flag_of, shown_value
 
 HEAD = """# Settings
 
@@ -22,8 +22,9 @@ setting and where its value comes from, `idefics-chat config check` whether serv
 cannot be used, and a name in the file that is no setting, keeps the server from starting. Unknown names in the
 environment are left alone: container platforms set some with the same prefix.
 
-Sizes are in bytes and times in seconds. A limit of 0 is no limit. Limits of a key are those of the name it was made
-for: all keys of one name share them.
+Sizes are in bytes and times in seconds. The limits of a key's name and of an address are turned off with 0; other
+limits are above 0, unless their line says what 0 does. Limits of a key are those of the name it was made for: all keys
+of one name share them.
 """
 
 
@@ -42,7 +43,7 @@ def _row(name: str) -> str:
     field = Settings.model_fields[name]
     shown = shown_value(name, field.default)
     default = f"`{shown.lower() if isinstance(field.default, bool) else shown}`" if shown else ""
-    return f"| `{name}` | `{flag_of(name)}` | {default} | {field.description} |"
+    return f"| `{name}` | `{flag_of(name)}` | {default} | {described(name)} |"
 
 
 if __name__ == "__main__":

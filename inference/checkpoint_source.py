@@ -33,6 +33,15 @@ def find_checkpoint(source: str, hub_answers: Callable[[str], bool] | None = Non
     Raises:
         ModelLoadError: no such folder, no checkpoint in it, or a hub name that is neither cached nor reachable.
     """
+    return find_in_folder(source) or _on_the_hub(source, hub_answers or hub_is_reachable)
+
+
+def find_in_folder(source: str) -> CheckpointSource | None:
+    """The checkpoint in a folder on this machine; None for what can only be a name on the hub.
+
+    Raises:
+        ModelLoadError: no such folder, or no checkpoint in it.
+    """
     folder = Path(source).expanduser()
     if folder.is_dir():
         return _in_folder(folder)
@@ -40,7 +49,7 @@ def find_checkpoint(source: str, hub_answers: Callable[[str], bool] | None = Non
         raise ModelLoadError(f"{source!r} is a file; give the folder of a checkpoint or a name on the hub.")
     if _looks_like_a_path(source):
         raise ModelLoadError(f"There is no folder {source!r}; give the folder of a checkpoint or a name on the hub.")
-    return _on_the_hub(source, hub_answers or hub_is_reachable)
+    return None
 
 
 def _in_folder(folder: Path) -> CheckpointSource:

@@ -59,7 +59,7 @@ class JobMaker:
     def _samplers(self, request: GenerationRequest, prompt: EncodedPrompt) -> list[Sampler]:
         """One for each answer that is drawn apart; one for all beams."""
         sampling = request.sampling
-        bad_words = [self._ids_of_word(word) for word in request.bad_words]
+        bad_words = [self._ids_of_word(form) for form in in_both_places(request.bad_words)]
         return [
             Sampler(
                 replace(sampling, seed=seed_of(sampling.seed, index)),
@@ -107,6 +107,11 @@ def _kept_tokens(request: GenerationRequest, prompt: EncodedPrompt) -> int | Non
         return None
     end = sum(prompt.run_lengths[: request.kept_runs])
     return next((place for place in range(end, len(prompt)) if prompt.images[place] is not None), end)
+
+
+def in_both_places(words: Sequence[str]) -> tuple[str, ...]:
+    """Words at a beginning and behind a space, which a tokenizer tells apart."""
+    return tuple(form for word in words for form in dict.fromkeys((word, f" {word.lstrip(' ')}")))
 
 
 def _stops(request: GenerationRequest) -> tuple[str, ...]:

@@ -39,9 +39,9 @@ class GenerationRequest:
     worth keeping in the cache for later requests; None keeps all, and the answer.
     `stop` strings end the answer and are not part of it. `max_output_tokens` None means up to the end of the context; 0
     prefills only.
-    `bad_words` are never said; each is what the tokenizer makes of it, so that where it tells a word behind a space
-    from one at a beginning, both are to be given (as with `bad_words_ids` of transformers). `logprobs` None gives none;
-    a number gives the log-probability of each token that was chosen, and those of so many likeliest ones beside it.
+    `bad_words` are never said, neither at a beginning nor behind a space, which a tokenizer tells apart; one that is
+    given with a space before it is banned behind a space alone. `logprobs` None gives none; a number gives the
+    log-probability of each token that was chosen, and those of so many likeliest ones beside it.
     `continues`: the prompt's last run is the beginning of the answer; what is given is the rest, which joins it.
     """
 

@@ -151,7 +151,7 @@ class TaskRunner:
             sampling=order.settings.sampling,
             max_output_tokens=order.task.max_new_tokens if longest is None else longest,
             stop=order.settings.stop,
-            bad_words=_in_both_places(order.settings.bad_words),
+            bad_words=order.settings.bad_words,
             cache_key=self._cache_key,
             kept_runs=_runs_alike(prompt),
         )
@@ -203,11 +203,6 @@ class TaskRunner:
 def _runs_alike(prompt: Prompt) -> int:
     """How many runs tasks of one kind may have in common: those before the image that is asked about, the last one."""
     return max((place for place, run in enumerate(prompt.runs) if isinstance(run, ImageRun)), default=0)
-
-
-def _in_both_places(words: Sequence[str]) -> tuple[str, ...]:
-    """Words at a beginning and behind a space, which a tokenizer tells apart."""
-    return tuple(form for word in words for form in dict.fromkeys((word, f" {word.lstrip(' ')}")))
 
 
 def scoring_engine(engine: Engine) -> ScoringEngine:

@@ -52,8 +52,11 @@ async def identify(store: Store, key: str | None, *, require_key: bool, reads: b
     if key is not None and (owner := await store.owner_of_key(key_hash(key))) is not None:
         await _check_scope(store, key, {"chat", "read"} if reads else {"chat"})
         return owner
-    if key is not None and key.startswith(KEY_PREFIX):
-        raise ApiError("invalid_api_key", "This key is not known here; make one with: idefics-chat keys create NAME.")
+    if key is not None and (require_key or key.startswith(KEY_PREFIX)):
+        message = (
+            "This key is not one of this server's, or no longer works; make one with: idefics-chat keys create NAME."
+        )
+        raise ApiError("invalid_api_key", message)
     if require_key:
         message = "A key is needed: send Authorization: Bearer KEY. Make one with: idefics-chat keys create NAME."
         raise ApiError("invalid_api_key", message)
@@ -70,7 +73,7 @@ async def may_see_metrics(store: Store, key: str) -> bool:
 async def _check_scope(store: Store, key: str, sufficient: Collection[str]) -> None:
     known = await store.key(key_hash(key))
     if known is not None and known.scopes and not set(known.scopes) & set(sufficient):
-        message = f"This key may only {', '.join(known.scopes)}; use one that was made for more."
+        message = f"This key was made for {' and '.join(known.scopes)} alone; use one that was made for more."
         raise ApiError("insufficient_scope", message)
 
 

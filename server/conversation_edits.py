@@ -35,7 +35,13 @@ class ConversationEdits:
         self._make_id = make_id
 
     async def create(
-        self, owner_id: str, said: tuple[InputMessage, ...], metadata: Mapping[str, str] | None
+        self,
+        owner_id: str,
+        said: tuple[InputMessage, ...],
+        metadata: Mapping[str, str] | None,
+        *,
+        title: str | None = None,
+        archived: bool | None = None,
     ) -> Conversation:
         """A new conversation with these messages in it.
 
@@ -45,7 +51,7 @@ class ConversationEdits:
         turn = Turn(input=said, generate=False)
         self._preparation.check_request(turn)
         messages, images = await self._preparation.check_input(owner_id, turn, None)
-        return await self._filled(owner_id, metadata, messages, images)
+        return await self._filled(owner_id, metadata, messages, images, title, archived)
 
     async def append(
         self, owner_id: str, conversation_id: str, said: tuple[InputMessage, ...], previous_item_id: str | None = None
@@ -117,11 +123,12 @@ class ConversationEdits:
         messages: tuple[Message, ...],
         images: Sequence[StoredImage],
         title: str | None = None,
+        archived: bool | None = None,
     ) -> Conversation:
         made = await self._store.create_conversation(owner_id, metadata=metadata, id=self._make_id("conv"))
         try:
             await self._store.add_items(owner_id, made.id, messages, images)
-            return await self._store.update_conversation(owner_id, made.id, title=title)
+            return await self._store.update_conversation(owner_id, made.id, title=title, archived=archived)
         except Exception:
             await self._store.purge_conversation(owner_id, made.id)
             raise

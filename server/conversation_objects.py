@@ -19,6 +19,8 @@ MAX_ITEMS = 100
 
 MAX_TITLE_CHARACTERS = 500
 
+Title = Annotated[str, Field(max_length=MAX_TITLE_CHARACTERS)]
+
 Metadata = Annotated[
     dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]],
     Field(max_length=16),
@@ -26,9 +28,11 @@ Metadata = Annotated[
 
 
 class ConversationCreate(WireModel):
-    """A new conversation."""
+    """A new conversation; ours: its title, and whether it is archived from the start."""
 
     metadata: Metadata | None = None
+    title: Title | None = None
+    archived: bool | None = None
     items: Annotated[list[InputItem], Field(max_length=MAX_ITEMS)] | None = None
 
 
@@ -36,7 +40,7 @@ class ConversationUpdate(WireModel):
     """What is to change; ours: an empty title takes it away."""
 
     metadata: Metadata | None = None
-    title: Annotated[str, Field(max_length=MAX_TITLE_CHARACTERS)] | None = None
+    title: Title | None = None
     archived: bool | None = None
 
 

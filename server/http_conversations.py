@@ -43,7 +43,10 @@ async def create_conversation(request: Request, caller: Admitted, body: JsonBody
     """A new conversation, with items from the start where some are given."""
     create = validate(ConversationCreate, body)
     said = await translate(request, read_items, create.items, "items") if create.items else ()
-    return conversation_object(await caller.chat.edits.create(caller.owner_id, said, create.metadata))
+    made = await caller.chat.edits.create(
+        caller.owner_id, said, create.metadata, title=create.title, archived=create.archived
+    )
+    return conversation_object(made)
 
 
 @router.get("")

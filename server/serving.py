@@ -20,7 +20,6 @@ from typing import Any, Protocol, TypeVar
 from prometheus_client import start_http_server
 
 from idefics_chat.inference.requests import Engine
-from idefics_chat.server.auth import is_loopback
 from idefics_chat.server.chat_assembly import open_chat
 from idefics_chat.server.engine_loading import load_engine, use_threads
 from idefics_chat.server.housekeeping import Retention, keep_house
@@ -32,10 +31,11 @@ from idefics_chat.server.metrics import Metrics
 from idefics_chat.server.quotas import DAY_S, Quotas
 from idefics_chat.server.settings import Settings
 from idefics_chat.server.settings_sources import shown_value
+from idefics_chat.server.start_checks import check_settings
 from idefics_chat.server.start_error import StartError
 from idefics_chat.server.state import ServerState, Services
 from idefics_chat.server.tracing import start_tracing
-from idefics_chat.server.web_server import WebServer, listen, tls_context, url_of
+from idefics_chat.server.web_server import WebServer, listen, url_of
 from idefics_chat.storage.errors import StorageError
 
 _log = logging.getLogger(__name__)
@@ -126,26 +126,6 @@ def _alone_with(file: Path) -> Iterator[None]:
                 f"Another server has the database {file}; stop it, or give this one another with --database."
             ) from error
         yield
-
-
-def check_exposure(settings: Settings) -> None:
-    """Raises StartError where strangers could come in without a key."""
-    if not is_loopback(settings.host) and not settings.require_key:
-        raise StartError(
-            f"Listening on {settings.host} lets other machines in without a key: add --require-key, and make a key "
-            f"with: idefics-chat keys create NAME --database {settings.database}"
-        )
-
-
-def check_settings(settings: Settings) -> None:
-    """What can be said of settings before anything is started.
-
-    Raises:
-        StartError: they cannot be used together, or here.
-    """
-    check_exposure(settings)
-    tls_context(settings)
-    start_tracing(settings.trace_endpoint).stop()
 
 
 def metered_engine(engine: Engine, state: ServerState) -> MeteredEngine:

@@ -1,4 +1,4 @@
-"""Settings: what an operator can set, section by section. Sizes are in bytes, times in seconds; a limit of 0 is none.
+"""Settings: what an operator can set, section by section. Sizes are in bytes, times in seconds.
 
 Where they come from is `settings_sources`: flags, then the environment, then a file, then these defaults.
 """
@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from idefics_chat.server.answer_settings import AnswerSettings
 from idefics_chat.server.image_settings import ImageSettings
@@ -104,7 +106,7 @@ class ModelSettings(BaseModel):
 class StorageSettings(BaseModel):
     """What is kept"""
 
-    database: str = Field("./idefics-chat.db", description="SQLite file, or an SQLAlchemy URL.")
+    database: str = Field("./idefics-chat.db", description="SQLite file, or an SQLAlchemy URL of SQLite.")
     event_log_retention_s: Annotated[float, Field(ge=60)] = Field(
         7 * 86_400.0, description="How long streamed events are kept after an answer's end, for clients to resume."
     )
@@ -127,7 +129,7 @@ class RequestSettings(BaseModel):
 
 
 class QuotaSettings(BaseModel):
-    """How much one key's name, and one address, may use"""
+    """How much one key's name, and one address, may use; 0 is no limit"""
 
     connections_per_key: Limit = Field(1000, description="Websockets open at once for one key's name.")
     connections_per_address: Limit = Field(1000, description="Websockets open at once from one address.")
@@ -205,5 +207,12 @@ class Settings(
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
 
     def database_path(self) -> Path | None:
-        """The database file, if the setting names a file."""
-        return None if "://" in self.database else Path(self.database)
+        """The database file, by its path or an SQLite URL; None for any other database."""
+        if "://" not in self.database:
+            return Path(self.database)
+        try:
+            url = make_url(self.database)
+        except (ArgumentError, ValueError):
+            return None
+        name = url.database if url.get_backend_name() == "sqlite" else None
+        return Path(name) if name and not name.startswith("file:") else None

@@ -8,7 +8,8 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic_settings import (
@@ -67,6 +68,22 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def described(name: str) -> str:
+    """What a setting is, with its values where they are a closed set."""
+    description = str(Settings.model_fields[name].description)
+    choices = choices_of(name)
+    return f"{description} One of {', '.join(choices)}." if choices else description
+
+
+def choices_of(name: str) -> tuple[str, ...]:
+    """All values of a setting, where they are a closed set of names; none otherwise."""
+    kind = Settings.model_fields[name].annotation
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    if any(get_origin(one) is not Literal for one in kinds if one is not NoneType):
+        return ()
+    return tuple(choice for one in kinds for choice in get_args(one))
+
+
 def shown_value(name: str, value: object) -> str:
     """A setting's value for people to see, without the password in a database's URL."""
     if name == "database":
@@ -81,7 +98,7 @@ def _without_password(database: str) -> str:
         return database
     try:
         return make_url(database).render_as_string(hide_password=True)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         return database.partition("://")[0] + "://***"
 
 

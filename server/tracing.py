@@ -5,6 +5,7 @@ imported. Spans carry routes, ids, counts and times, and nothing that a client w
 """
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -75,10 +76,12 @@ def start_tracing(endpoint: str | None) -> Tracing:
     """Traces that are sent to an OTLP endpoint over HTTP; none without one.
 
     Raises:
-        StartError: the extra is not installed.
+        StartError: the endpoint is no URL, or the extra is not installed.
     """
     if endpoint is None:
         return Tracing()
+    if not re.match(r"https?://[^/\s]", endpoint, re.IGNORECASE):
+        raise StartError(f"trace_endpoint {endpoint!r} is no URL; write http://collector:4318/v1/traces, or https.")
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource

@@ -100,7 +100,7 @@ def listen(settings: Settings) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = (error.strerror or str(error)).partition(" (while attempting")[0]  # Python names the address again
         raise StartError(
             f"Cannot listen on {host}:{port} ({reason}); choose another with --port, or stop what runs there."
         ) from error

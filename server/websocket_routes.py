@@ -45,6 +45,13 @@ async def realtime(websocket: WebSocket) -> None:
     await _serve(websocket, open_socket)
 
 
+@router.websocket("/{path:path}")
+async def unknown(websocket: WebSocket, path: str) -> None:
+    """Refuse a websocket to any other path; the framework's own refusal is a 403 without a word."""
+    message = f"There is no websocket at /{path[:200]}; connect to /v1/responses or /v1/realtime."
+    await websocket.send_denial_response(refusal(ApiError("unknown_url", message)))
+
+
 def socket_limits(settings: Settings) -> SocketLimits:
     """What one connection may send."""
     pending = settings.max_images_per_turn

@@ -9,6 +9,7 @@ from sqlalchemy.exc import IntegrityError
 
 from idefics_chat.storage import quotas, rows
 from idefics_chat.storage.errors import AlreadyExists, ConversationNotFound, KeyNotFound
+from idefics_chat.storage.key_rules import check_expiry, check_name
 from idefics_chat.storage.models import ConversationRecord, KeyRecord, OwnerRecord, UsageRecord
 from idefics_chat.storage.prepared import Prepared
 from idefics_chat.storage.values import Conversation, Owner
@@ -49,10 +50,11 @@ _CONVERSATION = Prepared(CONVERSATION)
 
 
 def get_or_create_owner(connection: Connection, name: str, now: float) -> Owner:
-    """The owner of that name, made if there is none."""
+    """The owner of that name, made if there is none. Raises InvalidName where it would have to be made."""
     row = connection.execute(OWNER_BY_NAME, {"name": name}).one_or_none()
     if row is not None:
         return Owner(*row)
+    check_name(name)
     owner = Owner(f"own_{token_hex(OWNER_ID_BYTES)}", name)
     connection.execute(insert(OwnerRecord), {"id": owner.id, "name": name, "created_at": now})
     connection.execute(insert(UsageRecord), {"owner_id": owner.id, **dict.fromkeys(quotas.COUNTED, 0)})
@@ -68,7 +70,13 @@ def add_key(
     expires_at: float | None,
     now: float,
 ) -> None:
-    """Let a key, by its hash, act for the owner. Raises AlreadyExists when the hash is known."""
+    """Let a key, by its hash, act for the owner.
+
+    Raises AlreadyExists when the hash is known, InvalidName and InvalidExpiry.
+    """
+    check_name(name)
+    if expires_at is not None:
+        check_expiry(expires_at, now)
     values = {
         "key_hash": key_hash,
         "owner_id": owner_id,

@@ -14,6 +14,8 @@
     ├── EventOutOfOrder             an event whose number does not follow the last one's
     ├── AlreadyExists               an id that is taken
     ├── InvalidText                 text that no encoding can hold
+    ├── InvalidName                 a name of an owner or a key that no list could show
+    ├── InvalidExpiry               an end of a key that is past, or never comes
     ├── InvalidMessages             OpenAI-style messages that cannot be imported
     ├── InvalidArchive              an archive that cannot be imported
     ├── QuotaExceeded               more than the owner may have
@@ -167,6 +169,28 @@ class InvalidText(StorageError):
 
     def __str__(self) -> str:
         return "The text holds half a surrogate pair, which is no character; send whole characters."
+
+
+class InvalidName(StorageError):
+    """A `name` of an owner or a key that is empty, or holds what cannot be printed on one line."""
+
+    code = "invalid_value"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(ascii(name))
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"There can be no name {self.name!a}; use letters, digits and signs, without line breaks."
+
+
+class InvalidExpiry(StorageError):
+    """An end of a key that is past, or never comes."""
+
+    code = "invalid_value"
+
+    def __str__(self) -> str:
+        return "A key must expire later than now and before the year 10000; without an end it works for good."
 
 
 class InvalidMessages(StorageError):

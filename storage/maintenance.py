@@ -33,6 +33,14 @@ class Stats:
     unused_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """The revisions of a database before (None: there was nothing in it) and after an upgrade."""
+
+    before: str | None
+    after: str
+
+
 def backup(source: Path, target: Path, progress: Progress | None = None) -> None:
     """Copy a database, as it is at one moment, to a file that must not exist yet. Writers go on meanwhile.
 
@@ -90,8 +98,8 @@ def stats(file: Path) -> Stats:
         return Stats(revision, rows, image_bytes, sizes.file, sizes.log, sizes.unused)
 
 
-def upgrade(url_or_path: str) -> str:
-    """Bring a database to this program's revision, made if it is not there; its revision then.
+def upgrade(url_or_path: str) -> Upgrade:
+    """Bring a database to this program's revision, made if it is not there.
 
     Raises DatabaseTooNew, UnknownRevision, DatabaseUnavailable.
     """
@@ -99,10 +107,10 @@ def upgrade(url_or_path: str) -> str:
     engine = dialect_of(url).write_engine(url)
     try:
         with dialect_of(url).told():
-            schema.upgrade(engine)
+            before = schema.upgrade(engine)
     finally:
         engine.dispose()
-    return schema.revisions()[-1]
+    return Upgrade(before, schema.revisions()[-1])
 
 
 def _count(connection: Connection, counted: FromClause) -> int:

@@ -30,16 +30,20 @@ def revisions() -> list[str]:
     return [script.revision for script in scripts][::-1]
 
 
-def upgrade(engine: Engine, target: str = "head") -> None:
-    """Run the migrations that the database lacks, all in one transaction.
+def upgrade(engine: Engine, target: str = "head") -> str | None:
+    """Run the migrations that the database lacks, all in one transaction; its revision before, None for an empty one.
 
     Foreign keys are off meanwhile, as rebuilt tables need, and are checked before the commit. Raises DatabaseTooNew
     and UnknownRevision and then changes nothing.
     """
     dialect = dialect_of(engine.url)
     with engine.connect() as connection, dialect.rebuilding(connection), connection.begin():
-        if _upgrade_within(connection, target) and (broken := dialect.dangling(connection.connection.dbapi_connection)):
+        before = current_revision(connection)
+        if _upgrade_within(connection, before, target) and (
+            broken := dialect.dangling(connection.connection.dbapi_connection)
+        ):
             raise UnknownRevision(f"{len(broken)} rows that refer to missing ones")
+    return before
 
 
 def current_revision(connection: Connection) -> str | None:
@@ -72,10 +76,10 @@ def _foreign(revision: str, newest: str) -> DatabaseTooNew | UnknownRevision:
     return UnknownRevision(f"the revision {revision!r}")
 
 
-def _upgrade_within(connection: Connection, target: str) -> bool:
+def _upgrade_within(connection: Connection, before: str | None, target: str) -> bool:
     """Whether there was anything to do."""
     goal = revisions()[-1] if target == "head" else target
-    if current_revision(connection) == goal:
+    if before == goal:
         return False
     config = alembic_config()
     config.attributes["connection"] = connection

@@ -34,7 +34,7 @@ class Store(Library, BatchStore):
     # owners and keys
 
     async def owner(self, name: str) -> Owner:
-        """The owner of that name, made if there is none."""
+        """The owner of that name, made if there is none. Raises InvalidName where it would have to be made."""
         return await self._write(accounts.get_or_create_owner, name, self._clock())
 
     async def known_owner(self, name: str) -> Owner:
@@ -68,7 +68,10 @@ class Store(Library, BatchStore):
         scopes: Sequence[str] = (),
         expires_at: float | None = None,
     ) -> None:
-        """Let a key, by its hash, act for the owner. Raises AlreadyExists when the hash is known."""
+        """Let a key, by its hash, act for the owner.
+
+        Raises AlreadyExists when the hash is known, InvalidName and InvalidExpiry.
+        """
         await self._write(accounts.add_key, owner_id, key_hash, name, tuple(scopes), expires_at, self._clock())
 
     async def key(self, key_hash: str) -> Key | None:

@@ -19,7 +19,8 @@ from idefics_chat.storage.store import Store
 from idefics_chat.storage.values import Owner
 
 Database = Annotated[
-    str | None, typer.Option("--database", help="SQLite file, or an SQLAlchemy URL. [default: ./idefics-chat.db]")
+    str | None,
+    typer.Option("--database", help="SQLite file, or an SQLAlchemy URL of SQLite. [default: ./idefics-chat.db]"),
 ]
 
 
@@ -65,9 +66,13 @@ def fail(sentence: str) -> NoReturn:
 
 
 @asynccontextmanager
-async def opened_store(database: str | None) -> AsyncIterator[Store]:
-    """The store that the option or the settings name."""
-    store = await Store.open(settings_of({"database": database}).database)
+async def opened_store(database: str | None, *, new: bool = False) -> AsyncIterator[Store]:
+    """The store that the option or the settings name. Exits with 1 where its file is not there, unless a `new` one may
+    be made: a path that was mistyped would look like a database with nothing in it."""
+    settings = settings_of({"database": database})
+    if not new and (path := settings.database_path()) is not None:
+        _require_file(path)
+    store = await Store.open(settings.database)
     try:
         yield store
     finally:
@@ -93,9 +98,15 @@ async def all_owners(store: Store) -> AsyncIterator[Owner]:
 def database_file(database: str | None) -> Path:
     """The database's file, which must be there. Exits with 1 otherwise."""
     path = settings_of({"database": database}).database_path()
-    if path is None or not path.is_file():
-        fail(f"There is no database file {path or database}; give its path with --database.")
+    if path is None:
+        fail("The database is not named by a file; give its path with --database.")
+    _require_file(path)
     return path
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        fail(f"There is no database file {path}; give its path with --database.")
 
 
 @contextmanager

@@ -13,9 +13,13 @@ app = typer.Typer(help="The settings that serve would start with.", no_args_is_h
 def check(config: Config = None) -> None:
     """Whether serve could start with these settings; exit status 2 and a sentence for each that it could not use."""
     settings = loaded_settings({}, config).settings
-    from idefics_chat.server.serving import check_settings
+    from idefics_chat.server.start_checks import problems_of
 
-    check_settings(settings)
+    problems = problems_of(settings)
+    for problem in problems:
+        typer.echo(f"error: {problem}", err=True)
+    if problems:
+        raise typer.Exit(2)
     typer.echo("These settings can be used.")
 
 

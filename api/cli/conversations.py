@@ -104,7 +104,7 @@ def import_(
 
 
 async def _import(database: str | None, owner: str, source: Path) -> None:
-    async with opened_store(database) as store:
+    async with opened_store(database, new=True) as store:
         with shown_progress() as progress:
             owner_id = (await owner_named(store, owner)).id
             added = await store.import_archive(owner_id, source, progress=partial(progress, "images checked"))

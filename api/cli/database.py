@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from idefics_chat.cli.common import Database, database_file, fail, settings_of, shown_activity, shown_progress
+from idefics_chat.server.settings_sources import shown_value
 from idefics_chat.storage import maintenance
 from idefics_chat.storage.verify import verify
 
@@ -16,7 +17,8 @@ app = typer.Typer(help="Care of the database.", no_args_is_help=True)
 @app.command()
 def upgrade(database: Database = None) -> None:
     """Bring the database to this program's revision; serve does so too when it starts."""
-    typer.echo(maintenance.upgrade(settings_of({"database": database}).database))
+    named = settings_of({"database": database}).database
+    typer.echo(f"{shown_value('database', named)} {_done(maintenance.upgrade(named))}")
 
 
 @app.command()
@@ -67,3 +69,11 @@ def stats(database: Database = None) -> None:
     typer.echo(f"revision {found.revision}")
     for name, value in rows.items():
         typer.echo(f"{value:>14} {name.replace('_', ' ')}")
+
+
+def _done(upgrade: maintenance.Upgrade) -> str:
+    if upgrade.before is None:
+        return f"was made, at revision {upgrade.after}."
+    if upgrade.before == upgrade.after:
+        return f"is at revision {upgrade.after} already."
+    return f"was brought from revision {upgrade.before} to {upgrade.after}."

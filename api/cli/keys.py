@@ -7,6 +7,8 @@ import typer
 
 from idefics_chat.cli.common import Database, all_owners, fail, opened_store, owner_named, run_to_end
 from idefics_chat.server.auth import SCOPES, key_hash, make_key
+from idefics_chat.storage.errors import InvalidExpiry, InvalidName
+from idefics_chat.storage.key_rules import check_expiry, check_name
 from idefics_chat.storage.values import Key
 
 DAY_S = 86_400
@@ -19,7 +21,7 @@ Name = Annotated[str, typer.Argument(help="Whose key it is: each name is an owne
 @app.command()
 def create(
     name: Name,
-    expires_in_days: Annotated[float | None, typer.Option(min=0, help="For how long; without, for good.")] = None,
+    expires_in_days: Annotated[float | None, typer.Option(help="For how long; without, for good.")] = None,
     scope: Annotated[
         list[str] | None, typer.Option(help="chat, read or metrics; repeat for more. Without, all that NAME may do.")
     ] = None,
@@ -28,12 +30,19 @@ def create(
     """Make a key for NAME and print it, this once: only its hash is kept."""
     if unknown := set(scope or ()) - set(SCOPES):
         fail(f"There is no scope {', '.join(sorted(unknown))}; use {', '.join(SCOPES)}.")
-    run_to_end(_create(database, name, expires_in_days, tuple(scope or ())))
+    now_s = time.time()
+    expires_at = None if expires_in_days is None else now_s + expires_in_days * DAY_S
+    try:
+        check_name(name)
+        if expires_at is not None:
+            check_expiry(expires_at, now_s)
+    except (InvalidName, InvalidExpiry) as error:
+        raise typer.BadParameter(str(error)) from None
+    run_to_end(_create(database, name, expires_at, tuple(scope or ())))
 
 
-async def _create(database: str | None, name: str, expires_in_days: float | None, scopes: tuple[str, ...]) -> None:
-    expires_at = None if expires_in_days is None else time.time() + expires_in_days * DAY_S
-    async with opened_store(database) as store:
+async def _create(database: str | None, name: str, expires_at: float | None, scopes: tuple[str, ...]) -> None:
+    async with opened_store(database, new=True) as store:
         owner = await store.owner(name)
         key = make_key()
         await store.add_key(owner.id, key_hash(key), name, scopes=scopes, expires_at=expires_at)
@@ -66,7 +75,7 @@ def revoke(name: Name, database: Database = None) -> None:
 async def _revoke(database: str | None, name: str) -> None:
     async with opened_store(database) as store:
         count = await store.revoke_key((await owner_named(store, name)).id, name)
-    typer.echo(f"{count} keys of {name} were revoked.")
+    typer.echo(f"1 key of {name} was revoked." if count == 1 else f"{count} keys of {name} were revoked.")
 
 
 def _line(key: Key, now_s: float) -> str:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from idefics_chat.cli.common import Config, run_to_end, settings_of
 from idefics_chat.server.settings import SECTIONS, Settings
-from idefics_chat.server.settings_sources import flag_of, shown_value
+from idefics_chat.server.settings_sources import described, flag_of, shown_value
 
 
 def serve(config: Path | None = None, **flags: Any) -> None:
@@ -38,7 +38,7 @@ def _parameters() -> list[inspect.Parameter]:
 def _parameter(name: str, panel: str) -> inspect.Parameter:
     field = Settings.model_fields[name]
     default = shown_value(name, field.default)
-    text = f"{field.description} [default: {default}]" if default else str(field.description)
+    text = f"{described(name)} [default: {default}]" if default else described(name)
     kind: Any = str | None
     flag = flag_of(name)
     if isinstance(field.default, bool):

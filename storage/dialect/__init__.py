@@ -10,6 +10,7 @@ All else in the house is SQLAlchemy's, and a test holds that no other module nam
 """
 
 from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
 
 from idefics_chat.storage.dialect.interface import Dialect
 from idefics_chat.storage.dialect.sqlite import SQLite
@@ -21,9 +22,13 @@ _DIALECTS: dict[str, Dialect] = {"sqlite": SQLite()}
 def database_url(url_or_path: str) -> URL:
     """An SQLAlchemy URL, without a driver, of a URL or a file's path.
 
-    Raises DatabaseUnavailable for another kind of database and for one that cannot be shared by connections.
+    Raises DatabaseUnavailable for what is no URL, for another kind of database and for one that cannot be shared by
+    connections.
     """
-    url = make_url(url_or_path) if "://" in url_or_path else URL.create("sqlite", database=url_or_path)
+    try:
+        url = make_url(url_or_path) if "://" in url_or_path else URL.create("sqlite", database=url_or_path)
+    except (ArgumentError, ValueError) as error:  # a port that is no number is a ValueError
+        raise DatabaseUnavailable("The database's URL cannot be read; give an SQLite file.") from error
     dialect_of(url).check_url(url)
     return url.set(drivername=url.get_backend_name())
 

@@ -80,7 +80,9 @@ def test_the_database_is_counted_compacted_and_upgraded(talked: tuple[ServerProc
     command(talked[0].database, "db", "backup", str(copy))
     assert "1 conversations" in command(copy, "db", "stats")
     assert "bytes were given back" in command(copy, "db", "vacuum")
-    assert command(copy, "db", "upgrade").strip() in command(copy, "db", "stats")
+    said, revision = command(copy, "db", "upgrade").removesuffix(" already.\n").split(" is at ")
+    assert said == str(copy)
+    assert revision in command(copy, "db", "stats")
 
 
 def test_damage_is_found_and_said(talked: tuple[ServerProcess, str], tmp_path: Path) -> None:
@@ -166,7 +168,9 @@ def test_nobody_is_made_an_owner_by_being_asked_about(tmp_path: Path) -> None:
 def test_a_revoked_or_expired_key_lets_nobody_in(tmp_path: Path) -> None:
     database = tmp_path / "chat.db"
     kept, revoked = (command(database, "keys", "create", name).strip() for name in ("ann", "bob"))
-    expired = command(database, "keys", "create", "carol", "--expires-in-days", "0").strip()
+    expired = command(database, "keys", "create", "carol", "--expires-in-days", "1").strip()
+    with sqlite3.connect(database) as connection:
+        connection.execute("UPDATE api_keys SET expires_at = created_at WHERE name = 'carol'")
     command(database, "keys", "revoke", "bob")
     assert "works" in command(database, "keys", "list", "ann")
     assert "revoked" in command(database, "keys", "list", "bob")
@@ -177,6 +181,17 @@ def test_a_revoked_or_expired_key_lets_nobody_in(tmp_path: Path) -> None:
         for key in (revoked, expired):
             with pytest.raises(InvalidStatus, match="401"):
                 Client(server.url, additional_headers={"Authorization": f"Bearer {key}"})
+
+
+@pytest.mark.parametrize(
+    "words", [("",), ("a\nb",), *(("ann", "--expires-in-days", days) for days in ("0", "-1", "1e300", "nan"))]
+)
+def test_a_key_that_no_list_would_show_or_that_never_works_is_not_made(tmp_path: Path, words: tuple[str, ...]) -> None:
+    database = tmp_path / "chat.db"
+    done = run_command("keys", "create", "--database", str(database), *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+    assert not database.exists()
 
 
 def test_a_database_newer_than_the_program_is_refused_with_a_sentence(tmp_path: Path) -> None:

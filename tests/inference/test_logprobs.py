@@ -1,5 +1,6 @@
 """Log-probabilities beside those of one stock forward pass, and words that are never said beside stock `generate`."""
 
+import re
 from typing import Any
 
 import pytest
@@ -141,7 +142,8 @@ async def test_bad_words_are_those_of_stock_generate(
     # Of what the model would say: a run of several tokens, as text that the tokenizer reads back.
     said = loaded.tokenizer.decode(list(free.token_ids[2:5]))
     words = [*WORDS, *([said] if said.strip() else [])]
-    ids = loaded.tokenizer(words, add_special_tokens=False).input_ids
+    forms = [form for word in words for form in dict.fromkeys((word, f" {word.lstrip(' ')}"))]
+    ids = loaded.tokenizer(forms, add_special_tokens=False).input_ids
     assert any(len(word) > 1 for word in ids)
     expected = stock_answer(loaded, prompt, album, 16, bad_words=ids, num_beams=beams)
     asked = GenerationRequest(prompt, album.load, SamplingParams(num_beams=beams), 16, bad_words=words)
@@ -149,6 +151,16 @@ async def test_bad_words_are_those_of_stock_generate(
     assert list(result.token_ids) == expected
     if model == "shipped":
         assert result.token_ids != free.token_ids
+
+
+async def test_a_bad_word_is_said_neither_at_the_beginning_nor_behind_a_space(
+    shipped: Any, running: Any, answer: Any, album: Any, conversation: Any
+) -> None:
+    engine, prompt = running(shipped), conversation([["hi"]])
+    _, free = await answer(engine, GenerationRequest(prompt, album.load))
+    for word in dict.fromkeys(re.findall(r"\w+", free.text)):
+        _, result = await answer(engine, GenerationRequest(prompt, album.load, max_output_tokens=16, bad_words=[word]))
+        assert not re.search(rf"(^| ){word}\b", result.text), result.text
 
 
 async def test_the_words_of_the_task_guide_and_end_tokens_can_be_given(

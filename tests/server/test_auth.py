@@ -48,6 +48,7 @@ async def test_a_key_is_its_owner_s_and_none_is_the_local_owner_s_where_none_is_
             with pytest.raises(ApiError) as error:
                 await identify(store, wrong, require_key=needed)
             assert error.value.code == "invalid_api_key"
+            assert error.value.message.startswith("A key is needed" if wrong is None else "This key is not one of")
     finally:
         await store.close()
 
@@ -101,6 +102,7 @@ async def test_a_key_with_scopes_does_what_they_say_and_no_more(tmp_path: Path) 
                     with pytest.raises(ApiError) as refused:
                         await identify(store, key, require_key=True, reads=reads)
                     assert refused.value.code == "insufficient_scope"
+                    assert f"was made for {scopes[0]} alone" in refused.value.message
             assert await may_see_metrics(store, key) == (scopes == ("metrics",))
         assert not await may_see_metrics(store, make_key())
     finally:

@@ -78,6 +78,18 @@ async def test_a_new_conversation_may_be_empty(client: httpx.AsyncClient) -> Non
     assert (await client.post("/v1/conversations")).status_code == 200
 
 
+async def test_a_new_conversation_has_its_title_and_may_be_archived(client: httpx.AsyncClient) -> None:
+    titled = await made(client, "Hello", title="Greetings")
+    assert (titled["title"], titled["archived"]) == ("Greetings", False)
+    archived = await made(client, title="", archived=True)
+    assert (archived["title"], archived["archived"]) == (None, True)
+    listed = (await client.get("/v1/conversations")).json()["data"]
+    assert [conversation["title"] for conversation in listed] == ["Greetings"]
+    for wrong in ("T" * 501, 7):
+        given = await client.post("/v1/conversations", json={"title": wrong})
+        refused(given, 400, "invalid_value", "title")
+
+
 async def test_nothing_is_made_where_something_is_wrong(world: World, client: httpx.AsyncClient) -> None:
     link = [{"role": "user", "content": [{"type": "input_image", "image_url": "https://example.org/x.png"}]}]
     broken = [{"role": "user", "content": [{"type": "input_image", "image_url": "data:image/png;base64,aGVsbG8="}]}]

@@ -4,15 +4,16 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from idefics_chat.inference.engine import EngineLimits
 from idefics_chat.inference.family_idefics import Idefics
 from idefics_chat.inference.scheduler import SchedulerLimits
 from idefics_chat.server.engine_loading import engine_limits, load_engine, model_id
-from idefics_chat.server.serving import check_exposure, check_settings
-from idefics_chat.server.settings import Settings
-from idefics_chat.server.settings_sources import SettingsError, flag_of, load_settings
+from idefics_chat.server.settings import QuotaSettings, RequestSettings, Settings
+from idefics_chat.server.settings_sources import SettingsError, choices_of, described, flag_of, load_settings
+from idefics_chat.server.start_checks import check_exposure, check_settings, problems_of
 from idefics_chat.server.start_error import StartError
 from tests.end_to_end.server_process import run_command
 
@@ -80,6 +81,24 @@ def test_every_setting_has_a_flag() -> None:
     help_text = run_command("serve", "--help").stdout
     for name in Settings.model_fields:
         assert f"{flag_of(name)} " in help_text
+    for choices in ("auto, cpu, cuda, mps, xpu", "4bit, 8bit", "debug, info, warning, error", "text, json"):
+        assert f"One of {choices}." in help_text
+
+
+def test_the_values_of_a_setting_are_told_where_they_are_a_closed_set() -> None:
+    told = {name: choices for name in Settings.model_fields if (choices := choices_of(name))}
+    assert set(told) == {"dtype", "quantization", "device", "log_format", "log_level"}
+    for name, choices in told.items():
+        for choice in choices:
+            Settings.model_validate({name: choice})
+        assert described(name).endswith(f"One of {', '.join(choices)}.")
+
+
+def test_limits_of_keys_and_addresses_are_turned_off_with_0_and_sizes_of_requests_are_not() -> None:
+    Settings.model_validate(dict.fromkeys(QuotaSettings.model_fields, 0))
+    for name in (*RequestSettings.model_fields, "max_connections"):
+        with pytest.raises(ValidationError):
+            Settings.model_validate({name: 0})
 
 
 def test_a_flag_wins_over_the_environment_the_environment_over_the_file_and_that_over_the_default(
@@ -138,7 +157,7 @@ def test_config_check_says_what_serve_would_say(tmp_path: Path) -> None:
     file.write_text('host = "0.0.0.0"\n')
     assert run_command("config", "check").returncode == 0
     refused = run_command("config", "check", env={"IDEFICS_CHAT_CONFIG": str(file)})
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "--require-key" in refused.stderr
     file.write_text("port = -1\nprot = 1\n")
     both = run_command("config", "check", "--config", str(file))
@@ -151,3 +170,42 @@ def test_files_that_are_no_certificate_are_refused_with_a_sentence(tmp_path: Pat
     file.write_text("hello")
     with pytest.raises(StartError, match="tls_certificate"):
         check_settings(Settings(tls_certificate=file, tls_key=file))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("model", "{folder}/nowhere", "There is no folder"),
+        ("model", "{folder}", "holds no config.json"),
+        ("database", "{folder}/nowhere/chat.db", "No such file or directory"),
+        ("database", "{folder}/file/chat.db", "Not a directory"),
+        ("database", "{folder}", "is no file"),
+        ("database", "sqlite:///{folder}/nowhere/chat.db", "No such file or directory"),
+        ("database", "postgresql://ann:hunter2@db/chat", "'postgresql' are not supported"),
+        ("database", "postgresql://db:port/chat", "cannot be read"),
+        ("image_features_folder", "{folder}/file/features", "Not a directory"),
+        ("trace_endpoint", "collector:4318", "is no URL"),
+        ("metrics_port", "8000", "both 8000"),
+    ],
+)
+def test_what_serve_would_refuse_is_said_before_anything_is_started(
+    tmp_path: Path, name: str, value: str, said: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    settings = Settings.model_validate({name: value.format(folder=tmp_path)})
+    with pytest.raises(StartError, match=said) as refused:
+        check_settings(settings)
+    assert "hunter2" not in str(refused.value)
+    assert [str(problem) for problem in problems_of(settings)] == [str(refused.value)]
+
+
+def test_places_that_can_be_used_are_left_as_they_are(tmp_path: Path) -> None:
+    settings = Settings(database=str(tmp_path / "chat.db"), image_features_folder=tmp_path / "a" / "b", metrics_port=0)
+    assert problems_of(settings) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_a_device_that_is_not_there_is_a_problem() -> None:
+    (problem,) = problems_of(Settings(device="cuda"))
+    assert "cuda" in str(problem)

@@ -9,11 +9,15 @@ from typing import Any
 
 import httpx
 import pytest
+from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from idefics_chat.server.asker import Asker
 from idefics_chat.server.auth import key_hash, make_key
 from idefics_chat.server.serving import restore_quotas
+from idefics_chat.server.settings import Settings
+from idefics_chat.server.start_error import StartError
+from idefics_chat.server.web_server import listen
 from tests.server.live import LiveServer, answering, events_to_end, live_server, next_event, say
 
 pytestmark = pytest.mark.anyio
@@ -102,6 +106,25 @@ async def test_a_day_s_bytes_used_up_nothing_more_is_taken_in(tmp_path: Path) ->
         assert int(answer.headers["retry-after"]) > 0
         with pytest.raises(InvalidStatus, match="429"):
             await live.connect()
+
+
+@pytest.mark.parametrize("path", ["/v1/nothing", "/v1/responses/", "/v1/models", "/"])
+async def test_a_websocket_to_a_path_where_there_is_none_is_refused_as_not_found(tmp_path: Path, path: str) -> None:
+    async with live_server(tmp_path) as live:
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(f"ws://{live.address}{path}", proxy=None)
+        assert refused.value.response.status_code == 404
+        error = json.loads(refused.value.response.body)["error"]
+        assert (error["code"], error["type"], error["param"]) == ("unknown_url", "invalid_request_error", None)
+        assert "/v1/realtime" in error["message"]
+
+
+async def test_a_port_that_is_taken_is_said_once_with_its_reason() -> None:
+    with listen(Settings(port=0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(StartError) as refused:
+            listen(Settings(port=port))
+    assert str(refused.value).startswith(f"Cannot listen on 127.0.0.1:{port} (Address already in use); choose")
 
 
 async def test_limits_are_each_key_s_own(tmp_path: Path) -> None:

@@ -189,12 +189,12 @@ async def test_statistics_count_what_is_there(store, owner, talk, database):
     }  # fmt: skip
     assert stats.image_bytes == 5 * 7_000
     assert stats.file_bytes + stats.log_bytes > stats.image_bytes
-    assert stats.revision == maintenance.upgrade(str(database))
+    assert stats.revision == maintenance.upgrade(str(database)).after
 
 
 def test_an_upgrade_makes_a_database_and_refuses_a_newer_one(database):
     threads = set(threading.enumerate())
-    newest = maintenance.upgrade(str(database))
+    newest = maintenance.upgrade(str(database)).after
     with sqlite3.connect(database) as connection:
         assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == (newest,)
         connection.execute("UPDATE alembic_version SET version_num = '9999'")

@@ -13,6 +13,8 @@ from idefics_chat.storage.errors import (
     EventOutOfOrder,
     IdempotencyConflict,
     ImageNotFound,
+    InvalidExpiry,
+    InvalidName,
     InvalidText,
     ItemNotFound,
     KeyNotFound,
@@ -41,8 +43,26 @@ async def test_a_key_hash_is_added_only_once(store, owner):
         await store.add_key(owner.id, "hash", "laptop")
 
 
-async def test_a_key_that_has_expired_or_was_revoked_acts_for_nobody(store, owner):
+@pytest.mark.parametrize("name", ["", "  ", "a\nb", "a\x1b[2J", "\x00", "\u2028"])
+async def test_a_name_that_no_list_could_show_is_refused(store, owner, name):
+    with pytest.raises(InvalidName):
+        await store.owner(name)
+    with pytest.raises(InvalidName):
+        await store.add_key(owner.id, "hash", name)
+    assert [one.name for one in (await store.owners()).items] == ["ada"]
+    assert await store.keys(owner.id) == []
+
+
+@pytest.mark.parametrize("expires_at", [999.0, 1_000.0, 1e300, float("inf"), float("nan")])
+async def test_a_key_s_end_lies_in_the_future_and_comes(store, owner, expires_at):
+    with pytest.raises(InvalidExpiry, match="later than now"):
+        await store.add_key(owner.id, "hash", "laptop", expires_at=expires_at)
+
+
+async def test_a_key_that_has_expired_or_was_revoked_acts_for_nobody(store, owner, monkeypatch):
+    monkeypatch.setattr(store, "_clock", lambda: 998.0)
     await store.add_key(owner.id, "old", "phone", expires_at=999.0)
+    monkeypatch.undo()
     await store.add_key(owner.id, "new", "laptop", expires_at=1_001.0, scopes=["read"])
     assert await store.owner_of_key("old") is None
     assert await store.owner_of_key("new") == owner
