@@ -55,6 +55,8 @@ def batch(
     command again to go on where it stopped: what is in the output is not run again, and nothing of it is lost.
     """
     folder, lines = _read(jobs, flags.options)
+    if output is not None:
+        _check_output(output, jobs)
     failures: list[Failure] = []
     with ExitStack() as stack:
         run = _Run(flags, folder, lines, failures)
@@ -150,6 +152,13 @@ def _is_csv(path: Path) -> bool:
 def _journal_path(output: Path) -> Path:
     """Where results go as they come: a CSV file is made of them at the end."""
     return output.with_name(output.name + ".jsonl") if _is_csv(output) else output
+
+
+def _check_output(output: Path, jobs: str) -> None:
+    """Nothing that is there already may be lost. Raises BadFile."""
+    for path in (output, _journal_path(output)):
+        if jobs != STANDARD_INPUT and path.exists() and path.samefile(Path(jobs).expanduser()):
+            raise BadFile(f"The results would be written into {path}, which holds the jobs; give another --output.")
 
 
 def _finish(output: Path, journal: Journal, lines: list[Line], failures: list[Failure]) -> None:

@@ -168,24 +168,40 @@ class Journal:
             self._replace(ordered)
 
     def _take_in(self) -> None:
-        """Read what an earlier run wrote."""
+        """Read what an earlier run wrote. The file is changed only when all of it is known to be results."""
         size = os.fstat(self._file).st_size
         data = os.pread(self._file, size, 0)
         whole = data[: data.rfind(b"\n") + 1]
+        self._check_begun(whole, data[len(whole) :])
+        done = dict(map(self._read, whole.splitlines()))
         if len(whole) < size:
             os.ftruncate(self._file, len(whole))
-        for text in whole.splitlines():
-            try:
-                value = json.loads(text)
-                number, key = int(value["line"]), str(value["key"])
-            except (ValueError, KeyError, TypeError):
-                raise BadFile(f"{self.path} holds something else than results; give another --output.") from None
-            if self._keys.get(number) != key:
-                raise BadFile(
-                    f"{self.path} holds results of other jobs (line {number} or its settings are others now); "
-                    "give another --output, or remove it."
-                )
-            self.done[number] = "error" not in value
+        self.done = done
+
+    def _check_begun(self, whole: bytes, rest: bytes) -> None:
+        """Without a whole line the rest must be how a first result begins. Raises BadFile."""
+        if whole or not rest:
+            return
+        begins = (f'{{"line": {number}, "key": "{key}"'.encode() for number, key in self._keys.items())
+        if not any(rest.startswith(begin) or begin.startswith(rest) for begin in begins):
+            raise self._no_results()
+
+    def _read(self, text: bytes) -> tuple[int, bool]:
+        """A result's job, and whether it gave something. Raises BadFile."""
+        try:
+            value = json.loads(text)
+            number, key = int(value["line"]), str(value["key"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise self._no_results() from None
+        if self._keys.get(number) != key:
+            raise BadFile(
+                f"{self.path} holds results of other jobs (line {number} or its settings are others now); "
+                "give another --output, or remove it."
+            )
+        return number, "error" not in value
+
+    def _no_results(self) -> BadFile:
+        return BadFile(f"{self.path} holds something else than results; give another --output.")
 
     def _replace(self, values: Iterable[Json]) -> None:
         """Put other lines in the place of what is there, all or nothing; the lock goes over to the new file."""

@@ -81,11 +81,33 @@ def test_results_of_other_jobs_are_refused_and_left_alone(tmp_path: Path) -> Non
     assert (tmp_path / "results.jsonl").read_bytes() == before
 
 
-def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "results.jsonl").write_text("my diary\n")
+@pytest.mark.parametrize(
+    "there",
+    [
+        b"my diary\n",
+        b"my diary",
+        JOBS.encode(),
+        b"\x89PNG\r\n\x1a\n\x00\x00\nIDAT",
+        b'{"line": 1, "key": "0000000000000000", "te',
+        b"[1]\n[2",
+    ],
+)
+def test_a_file_of_something_else_is_refused_and_left_alone_to_the_byte(tmp_path: Path, there: bytes) -> None:
+    (tmp_path / "results.jsonl").write_bytes(there)
     with pytest.raises(BadFile, match="something else"), journal(tmp_path):
         raise AssertionError("it was taken")
-    assert (tmp_path / "results.jsonl").read_text() == "my diary\n"
+    assert (tmp_path / "results.jsonl").read_bytes() == there
+
+
+def test_a_cut_line_behind_results_of_other_jobs_is_left_alone(tmp_path: Path) -> None:
+    with journal(tmp_path) as first:
+        first.write({"text": "a"}, LINES[0])
+    before = (tmp_path / "results.jsonl").read_bytes() + b'{"line": 2, "k'
+    (tmp_path / "results.jsonl").write_bytes(before)
+    others = read_jobs('{"task": "ask"}', {}, is_csv=False)
+    with pytest.raises(BadFile, match="other jobs"), Journal(tmp_path / "results.jsonl", others):
+        raise AssertionError("it was taken")
+    assert (tmp_path / "results.jsonl").read_bytes() == before
 
 
 def test_two_runs_at_once_are_not_let_at_one_file(tmp_path: Path) -> None:

@@ -188,6 +188,18 @@ def test_a_batch_is_csv_in_and_out(run: Run, tmp_path: Path) -> None:
     assert "circle" in third
 
 
+@pytest.mark.parametrize(
+    ("jobs", "output"), [("jobs.jsonl", "jobs.jsonl"), ("jobs.jsonl", "./jobs.jsonl"), ("out.csv.jsonl", "out.csv")]
+)
+def test_a_batch_does_not_write_into_its_jobs(run: Run, tmp_path: Path, jobs: str, output: str) -> None:
+    (tmp_path / jobs).write_text("\n".join(map(json.dumps, MIXED)))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    done = run("batch", jobs, "-o", output)
+    assert done.exit_code == 1
+    assert "which holds the jobs" in str(done.exception)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_a_batch_without_output_is_printed(run: Run) -> None:
     done = run("batch", "-", stdin=(json.dumps(MIXED[0]) + "\n").encode())
     assert json.loads(done.stdout)["text"] == CIRCLE
