@@ -159,6 +159,12 @@ def _check_output(output: Path, jobs: str) -> None:
     for path in (output, _journal_path(output)):
         if jobs != STANDARD_INPUT and path.exists() and path.samefile(Path(jobs).expanduser()):
             raise BadFile(f"The results would be written into {path}, which holds the jobs; give another --output.")
+    journal = _journal_path(output)
+    if output.exists() and not journal.exists():
+        raise BadFile(
+            f"There is a file {output} already, and no {journal} of a run that made it; give another --output, "
+            f"or remove {output}."
+        )
 
 
 def _finish(output: Path, journal: Journal, lines: list[Line], failures: list[Failure]) -> None:

@@ -186,10 +186,29 @@ def test_a_batch_is_csv_in_and_out(run: Run, tmp_path: Path) -> None:
     assert "length" in first
     assert "Blue." in second
     assert "circle" in third
+    (tmp_path / "results.csv").write_text("cut off\n")
+    assert run("batch", "jobs.csv", "-o", "results.csv").exit_code == 0  # it is made of results.csv.jsonl again
+    assert (tmp_path / "results.csv").read_text().splitlines() == [head, first, second, third]
+
+
+def test_a_csv_file_that_no_batch_made_is_refused_and_left_alone(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "jobs.jsonl").write_text(json.dumps(MIXED[0]))
+    (tmp_path / "mine.csv").write_text("a,b\n1,2\n")
+    done = run("batch", "jobs.jsonl", "-o", "mine.csv")
+    assert done.exit_code == 1
+    assert "give another --output, or remove mine.csv" in str(done.exception)
+    assert (tmp_path / "mine.csv").read_text() == "a,b\n1,2\n"
+    assert not (tmp_path / "mine.csv.jsonl").exists()
 
 
 @pytest.mark.parametrize(
-    ("jobs", "output"), [("jobs.jsonl", "jobs.jsonl"), ("jobs.jsonl", "./jobs.jsonl"), ("out.csv.jsonl", "out.csv")]
+    ("jobs", "output"),
+    [
+        ("jobs.jsonl", "jobs.jsonl"),
+        ("jobs.jsonl", "./jobs.jsonl"),
+        ("jobs.csv", "jobs.csv"),
+        ("out.csv.jsonl", "out.csv"),
+    ],
 )
 def test_a_batch_does_not_write_into_its_jobs(run: Run, tmp_path: Path, jobs: str, output: str) -> None:
     (tmp_path / jobs).write_text("\n".join(map(json.dumps, MIXED)))
