@@ -6,6 +6,7 @@ an answer that was cut off is read on from where the line dropped.
 
 import base64
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -35,6 +36,14 @@ class Stopped(Exception):
     """The person waits no longer. What was asked may still be answered."""
 
 
+class PictureRefused(ServerError):
+    """A question that came to nothing for the sake of one picture."""
+
+    def __init__(self, picture: Path, reason: str) -> None:
+        super().__init__("invalid_image", f"{picture.name}: {reason}", 400)
+        self.picture = picture
+
+
 class ChatConnection:
     """Talks with the server at `url`. `conversation` is the id of the conversation, None before its first question.
 
@@ -61,13 +70,20 @@ class ChatConnection:
         """Say something; `show` gets the answer's pieces as they come. Returns the finished response.
 
         Raises:
+            PictureRefused: a picture cannot be read, or the server does not take it.
             ServerError: it was refused, or the server cannot be reached.
             Stopped
         """
         parts: list[Json] = [{"type": "input_image", "image_url": _data_url(path)} for path in images]
         if text:
             parts.append({"type": "input_text", "text": text})
-        return self._answered({"input": [{"role": "user", "content": parts}]}, show)
+        try:
+            return self._answered({"input": [{"role": "user", "content": parts}]}, show)
+        except ServerError as error:
+            place = re.match(r"input\[0\]\.content\[(\d+)\]", error.param or "")
+            if place and int(place[1]) < len(images):
+                raise PictureRefused(images[int(place[1])], str(error)) from error
+            raise
 
     def again(self, show: Callable[[str], None]) -> Json:
         """Have the last question answered again, beside the first answer. Raises as `ask`."""
@@ -193,7 +209,7 @@ class _Question:
         if event["type"] == "error":
             if event["code"] == "response_not_active":  # cancelled just as it ended
                 return ""
-            raise ServerError(event["code"], event["message"], event["status"])
+            raise ServerError(event["code"], event["message"], event["status"], event.get("param"))
         self._last_seen = event["sequence_number"]
         if "response" in event:
             self.response_id = event["response"]["id"]
@@ -209,4 +225,9 @@ class _Question:
 
 
 def _data_url(path: Path) -> str:
-    return "data:application/octet-stream;base64," + base64.b64encode(path.read_bytes()).decode()
+    """Raises PictureRefused."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise PictureRefused(path, f"This file cannot be read ({error.strerror}); give another one.") from error
+    return "data:application/octet-stream;base64," + base64.b64encode(data).decode()
