@@ -118,14 +118,19 @@ class _Run:
     def _take(self, line: Line, result: TaskResult | Exception, model: str) -> None:
         self._done += 1
         said = {name: line.job[name] for name in ("id", "task", "image") if isinstance(line.job.get(name), str | int)}
-        came = {"error": error_object(result)} if isinstance(result, Exception) else result_object(result)
-        value = {**said, "model": model, **came}
+        value = {**said, "model": model, **_came_of(line, result)}
         if self.journal is not None:
             self.journal.write(value, line)
             return
         typer.echo(json.dumps({"line": line.number, **value}, ensure_ascii=False))
         if isinstance(result, Exception):
             self._failures.append(Failure(line.name, result))
+
+
+def _came_of(line: Line, result: TaskResult | Exception) -> Json:
+    if isinstance(result, Exception):
+        return {"error": error_object(result)}
+    return result_object(result, line.job.get("task"))
 
 
 def _read(jobs: str, options: Json) -> tuple[Path, list[Line]]:

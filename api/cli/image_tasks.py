@@ -148,7 +148,7 @@ def _examples(path: Path) -> list[dict[str, str]]:
 
 def _run(flags: TaskFlags, words: list[str], job: Job) -> None:
     images = find_images(words)
-    results = ImageResults([image.name for image in images], flags.json)
+    results = ImageResults([image.name for image in images], str(job["task"]), flags.json)
 
     def how_to_go_on() -> str:
         results.finish()

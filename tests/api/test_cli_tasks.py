@@ -52,6 +52,15 @@ def test_the_commands_of_the_guide_give_the_right_answers(run: Run, tmp_path: Pa
     assert run("few-shot", "examples.jsonl", "photo.png").stdout == CIRCLE + "\n"
 
 
+def test_a_category_is_printed_as_it_was_given_and_none_of_them_is_told_of(run: Run) -> None:
+    classify = ("classify", "square.png", "--categories")
+    assert run(*classify, "Circle,SQUARE").stdout == "SQUARE\n"
+    assert run(*classify, "cat,dog").stdout.endswith(" (none of the categories)\n")
+    missed = json.loads(run(*classify, "cat,dog", "--json").stdout)
+    assert (bool(missed["text"]), missed["category"]) == (True, None)
+    assert "category" not in json.loads(run("caption", "square.png", "--json").stdout)
+
+
 def test_json_is_one_object_an_image_and_goes_on_past_bad_ones(run: Run) -> None:
     done = run("classify", "photo.png", "bad.png", "missing.png", "--categories", "circle,square", "--rank", "--json")
     first, bad, missing = (json.loads(line) for line in done.stdout.splitlines())
@@ -114,6 +123,8 @@ def test_a_terminal_gets_a_table(tmp_path: Path) -> None:
     assert "photo.png" in shown
     assert "Red." in shown
     assert "Loading" in shown
+    classified = on_a_terminal([*COMMAND, "classify", "photo.png", "--categories", "cat,dog"], tmp_path)
+    assert "(none of the categories)" in classified
 
 
 def on_a_terminal(command: list[str], folder: Path) -> str:
