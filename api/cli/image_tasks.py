@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from idefics_chat.cli.common import fail, run_to_end
-from idefics_chat.cli.task_inputs import NamedImage, find_images
+from idefics_chat.cli.task_inputs import NamedImage, find_images, names_an_image
 from idefics_chat.cli.task_options import ANSWER_FLAGS, MODEL_FLAGS, OUTPUT_FLAGS, TaskFlags, opened_model, task_command
 from idefics_chat.cli.task_output import ImageResults
 from idefics_chat.cli.task_progress import progress_bar, results_of, run_until_interrupted
@@ -25,6 +25,7 @@ Images = Annotated[
     ),
 ]
 Job = dict[str, Any]
+ASK_EXAMPLE = 'idefics-chat ask photo.png "What colour is it?"'
 
 
 @task_command(MODEL_FLAGS, ANSWER_FLAGS, OUTPUT_FLAGS)
@@ -49,8 +50,11 @@ def caption(
 
 @task_command(MODEL_FLAGS, ANSWER_FLAGS, OUTPUT_FLAGS)
 def ask(
-    images: Images,
-    question: Annotated[str, typer.Argument(help="What you want to know of each.", show_default=False)],
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="IMAGE", help="Files, folders, patterns, links; - for standard input."),
+    ] = None,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What you want to know of each.")] = "",
     *,
     flags: TaskFlags,
 ) -> None:
@@ -62,6 +66,9 @@ def ask(
 
         idefics-chat ask "holiday/*.jpg" "How many people are there?" --server http://127.0.0.1:8000
     """
+    # Of one word alone nobody knows which of the two it is.
+    if not images or names_an_image(question):
+        fail(f"Give the images first, then the question: {ASK_EXAMPLE}", 2)
     _run(flags, images, {"task": "ask", "question": question})
 
 
