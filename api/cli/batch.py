@@ -13,7 +13,7 @@ import typer
 from idefics_chat.cli.batch_files import BadFile, Journal, Json, Line, read_jobs, read_text, write_csv
 from idefics_chat.cli.common import run_to_end
 from idefics_chat.cli.task_inputs import STANDARD_INPUT
-from idefics_chat.cli.task_options import ANSWER_FLAGS, MODEL_FLAGS, TaskFlags, opened_model, task_command
+from idefics_chat.cli.task_options import ANSWER_FLAGS, MODEL_FLAGS, TaskFlags, check_job, opened_model, task_command
 from idefics_chat.cli.task_output import Failure, error_object, result_object, show_failures
 from idefics_chat.cli.task_progress import progress_bar, results_of, run_until_interrupted
 from idefics_chat.inference.task_runner import TaskResult
@@ -54,6 +54,7 @@ def batch(
     Paths are taken from the file's folder. Flags of the answer hold for jobs that do not say otherwise. Run the same
     command again to go on where it stopped: what is in the output is not run again, and nothing of it is lost.
     """
+    check_job({"task": "caption", "image": "any", **flags.options})
     folder, lines = _read(jobs, flags.options)
     if output is not None:
         _check_output(output, jobs)

@@ -9,7 +9,15 @@ import typer
 
 from idefics_chat.cli.common import fail, run_to_end
 from idefics_chat.cli.task_inputs import NamedImage, find_images, names_an_image
-from idefics_chat.cli.task_options import ANSWER_FLAGS, MODEL_FLAGS, OUTPUT_FLAGS, TaskFlags, opened_model, task_command
+from idefics_chat.cli.task_options import (
+    ANSWER_FLAGS,
+    MODEL_FLAGS,
+    OUTPUT_FLAGS,
+    TaskFlags,
+    check_job,
+    opened_model,
+    task_command,
+)
 from idefics_chat.cli.task_output import ImageResults
 from idefics_chat.cli.task_progress import progress_bar, results_of, run_until_interrupted
 from idefics_chat.conversation.tasks import DESCRIBE
@@ -78,8 +86,9 @@ def classify(
     categories: Annotated[str, typer.Option(help="What to choose from, with commas.", show_default=False)],
     rank: Annotated[bool, typer.Option("--rank", help="Give the probability of every category.")] = False,
     normalization: Annotated[
-        str, typer.Option(help="Of ranked log-likelihoods: none, or tokens for their mean over a category's tokens.")
-    ] = "none",
+        str | None,
+        typer.Option(help="With --rank: none, or tokens for the mean of a category's log-likelihood over its tokens."),
+    ] = None,
     *,
     flags: TaskFlags,
 ) -> None:
@@ -92,7 +101,12 @@ def classify(
         idefics-chat classify photos/ --categories indoors,outdoors --rank --json
     """
     names = [name.strip() for name in categories.split(",") if name.strip()]
-    _run(flags, images, {"task": "classify", "categories": names, "rank": rank, "normalization": normalization})
+    job: Job = {"task": "classify", "categories": names, "rank": rank}
+    if normalization is not None:
+        if not rank:
+            fail("--normalization is of ranked categories; give --rank too, or leave it out.", 2)
+        job["normalization"] = normalization
+    _run(flags, images, job)
 
 
 @task_command(MODEL_FLAGS, ANSWER_FLAGS, OUTPUT_FLAGS)
@@ -154,6 +168,8 @@ def _examples(path: Path) -> list[dict[str, str]]:
 
 
 def _run(flags: TaskFlags, words: list[str], job: Job) -> None:
+    job |= flags.options
+    check_job(job | {"image": "any"})
     images = find_images(words)
     results = ImageResults([image.name for image in images], str(job["task"]), flags.json)
 
@@ -161,7 +177,7 @@ def _run(flags: TaskFlags, words: list[str], job: Job) -> None:
         results.finish()
         return f"{results.shown} of {len(images)} images are done; give the others again to go on."
 
-    run_until_interrupted(lambda: run_to_end(_show(flags, images, job | flags.options, results)), how_to_go_on)
+    run_until_interrupted(lambda: run_to_end(_show(flags, images, job, results)), how_to_go_on)
     results.finish()
     if results.failures:
         raise typer.Exit(1)

@@ -99,7 +99,6 @@ def test_images_are_files_folders_patterns_and_standard_input(run: Run, tmp_path
         (["ask", "What colour is it?", "empty"], "Give the images first, then the question"),
         (["few-shot", "none.jsonl", "photo.png"], "cannot be read"),
         (["few-shot", "photo.png", "photo.png"], "cannot be read"),
-        (["caption", "photo.png", "--beams", "0"], "num_beams"),
         (["batch", "none.jsonl"], "cannot be read"),
     ],
 )
@@ -111,6 +110,36 @@ def test_what_is_wrong_is_said_without_a_traceback(
     told = done.stderr + str(done.exception or "")
     assert done.exit_code != 0
     assert sentence in " ".join(told.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["caption", "photo.png", "--beams", "0"], "--beams must be a whole number from 1 to 64."),
+        (["story", "photo.png", "--beams", "99"], "--beams must be"),
+        (["caption", "photo.png", "--temperature", "9"], "--temperature must be between 0 and 2."),
+        (["caption", "photo.png", "--max-new-tokens", "0"], "--max-new-tokens: Input should be greater than"),
+        (["batch", "jobs.jsonl", "--temperature", "9"], "--temperature must be"),
+        (["classify", "photo.png", "--categories", "a,b", "--rank", "--normalization", "foo"], "--normalization: "),
+        (["classify", "photo.png", "--categories", "a,b", "--normalization", "tokens"], "give --rank too"),
+        (["classify", "photo.png", "--categories", "a,a"], "A category stands twice"),
+        (["ask", "photo.png", " "], "The question is empty"),
+        (["caption", "photo.png", "--key", "k"], "name the server with --server"),
+        (["chat", "--key", "k"], "name the server with --server"),
+    ],
+)
+def test_wrong_flags_are_refused_in_one_sentence_before_anything_is_loaded(
+    run: Run, arguments: list[str], sentence: str
+) -> None:
+    done = run(*arguments, "--model", "/no/such/folder")
+    assert done.exit_code == 2
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_key_in_the_environment_may_stand_there_unused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IDEFICS_CHAT_KEY", "k")
+    assert run("caption", "photo.png").stdout == CIRCLE + "\n"
 
 
 def test_help_shows_examples_and_every_command(run: Run) -> None:
