@@ -2,8 +2,9 @@
 
 Results are written to a journal, one JSON line as each job is done; for a result file of JSON lines the journal is that
 file. A line names its job by its number and by a fingerprint of what the job says, so that a run that goes on knows
-what is done and notices a file of other jobs. A last line that a crash cut off is taken off again: its job runs anew.
-When all is done the results are put in the order of the jobs.
+what is done and notices a file of other jobs. A job that came to an error may be changed: it runs anew. A last line
+that a crash cut off is taken off again: its job runs anew too. When all is done the results are put in the order of the
+jobs.
 """
 
 import contextlib
@@ -173,10 +174,13 @@ class Journal:
         data = os.pread(self._file, size, 0)
         whole = data[: data.rfind(b"\n") + 1]
         self._check_begun(whole, data[len(whole) :])
-        done = dict(map(self._read, whole.splitlines()))
+        values = list(map(self._read, whole.splitlines()))
+        kept = [value for value in values if self._keys.get(value["line"]) == value["key"]]
         if len(whole) < size:
             os.ftruncate(self._file, len(whole))
-        self.done = done
+        if len(kept) < len(values):
+            self._replace(kept)
+        self.done = {value["line"]: "error" not in value for value in kept}
 
     def _check_begun(self, whole: bytes, rest: bytes) -> None:
         """Without a whole line the rest must be how a first result begins. Raises BadFile."""
@@ -186,19 +190,21 @@ class Journal:
         if not any(rest.startswith(begin) or begin.startswith(rest) for begin in begins):
             raise self._no_results()
 
-    def _read(self, text: bytes) -> tuple[int, bool]:
-        """A result's job, and whether it gave something. Raises BadFile."""
+    def _read(self, text: bytes) -> Json:
+        """A result of one of the jobs, or an error of what a job was before it was changed. Raises BadFile."""
         try:
-            value = json.loads(text)
-            number, key = int(value["line"]), str(value["key"])
+            value: Json = json.loads(text)
+            number, key = value["line"], value["key"]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise self._no_results() from None
-        if self._keys.get(number) != key:
+        if not isinstance(number, int) or not isinstance(key, str):
+            raise self._no_results()
+        if self._keys.get(number) != key and "error" not in value:
             raise BadFile(
                 f"{self.path} holds results of other jobs (line {number} or its settings are others now); "
                 "give another --output, or remove it."
             )
-        return number, "error" not in value
+        return value
 
     def _no_results(self) -> BadFile:
         return BadFile(f"{self.path} holds something else than results; give another --output.")

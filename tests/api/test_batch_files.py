@@ -131,6 +131,22 @@ def test_what_failed_runs_again_only_when_asked_to(tmp_path: Path) -> None:
     assert [json.loads(line)["line"] for line in (tmp_path / "results.jsonl").read_text().splitlines()] == [1, 2]
 
 
+def test_a_job_that_failed_may_be_changed_and_runs_anew(tmp_path: Path) -> None:
+    with journal(tmp_path) as first:
+        first.write({"error": {"code": "image_not_found", "message": "No."}}, LINES[1])
+        first.write({"text": "a"}, LINES[0])
+        first.write({"error": {"code": "invalid_image", "message": "No."}}, LINES[2])
+    repaired = read_jobs(JOBS.replace("2.png", "two.png"), {}, is_csv=False)
+    with Journal(tmp_path / "results.jsonl", repaired) as again:
+        assert again.done == {1: True, 3: False}
+        again.write({"text": "b"}, repaired[1])
+        again.put_in_order()
+        assert [(value["line"], value.get("text")) for value in again.records()] == [(1, "a"), (2, "b"), (3, None)]
+    changed = read_jobs(JOBS.replace("1.png", "one.png"), {}, is_csv=False)
+    with pytest.raises(BadFile, match="other jobs"), Journal(tmp_path / "results.jsonl", changed):
+        raise AssertionError("it was taken")
+
+
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BadFile, match="cannot be written"), Journal(tmp_path / "file" / "results.jsonl", LINES):
