@@ -15,7 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from idefics_chat.tasks.remote import ServerError, base_url
@@ -29,6 +29,7 @@ POLL_S = 0.1
 """How often it is looked whether the person has had enough."""
 
 MAX_FRAME_BYTES = 16 * 2**20
+NOT_LET_IN = (401, 403)
 ENDS = ("response.completed", "response.incomplete", "response.failed")
 
 
@@ -134,6 +135,8 @@ class ChatConnection:
                 self._read_on(question, show)
             except (ConnectionClosed, InvalidHandshake, OSError) as error:
                 self._socket = None
+                if isinstance(error, InvalidStatus) and error.response.status_code in NOT_LET_IN:
+                    raise _refusal(error.response.status_code, error.response.body) from error
                 patient = time.monotonic() < question.heard_at_s + PATIENCE_S
                 if not patient or (question.response_id is None and self.conversation is None):
                     raise ServerError("server_unreachable", f"No answer from {self.url} ({error}).") from error
@@ -222,6 +225,17 @@ class _Question:
             return ""
         self._said += event["delta"]
         return str(event["delta"])
+
+
+def _refusal(status: int, body: bytes) -> ServerError:
+    """What a server says that does not let this client in."""
+    try:
+        told = json.loads(body)["error"]
+        return ServerError(str(told["code"]), str(told["message"]), status)
+    except (ValueError, KeyError, TypeError):
+        return ServerError(
+            "invalid_api_key", f"Not let in (HTTP {status}); give a key that is known with --key.", status
+        )
 
 
 def _data_url(path: Path) -> str:

@@ -66,6 +66,13 @@ def _leave_pictures_out(folder: Path, url: str) -> None:
     assert "Traceback" not in told
 
 
+def test_a_server_says_itself_why_it_lets_nobody_in(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "chat.db", "--require-key") as server:
+        done = piped(tmp_path, "", "Hi", "--server", f"http://{server.address}", "--key", "wrong")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: A key is needed")
+
+
 def test_a_mistyped_picture_on_the_command_line_is_told_of_before_anything_is_loaded(tmp_path: Path) -> None:
     done = piped(tmp_path, "", "nope.png", QUESTION, "--model", "/no/such/folder")
     assert done.returncode == 1
