@@ -13,6 +13,7 @@ import argparse
 import base64
 import json
 import os
+import shlex
 import sys
 import time
 import uuid
@@ -20,12 +21,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.sync.client import ClientConnection, connect
 
 HELP = "Ask, or: /image PATH adds a picture to the next question, /quit ends. Ctrl-C cuts an answer short."
 PATIENCE_S = 60
 MAX_FRAME_BYTES = 16 * 2**20
+SERVER_URL = os.environ.get("IDEFICS_CHAT_URL", "ws://127.0.0.1:8000/v1/responses")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
 
 
@@ -76,7 +78,7 @@ class Chat:
     """One conversation with a server, over a connection that is made again when it drops."""
 
     def __init__(self, url: str, key: str | None, conversation: str | None) -> None:
-        self.url = url
+        self.url = websocket_url(url)
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.conversation = conversation
         self.socket: ClientConnection | None = None
@@ -113,13 +115,34 @@ class Chat:
             yield json.loads(self.connection().recv())
 
     def connection(self) -> ClientConnection:
+        """The connection, made where there is none. Raises Refused where the server would refuse the next one too."""
         if self.socket is None:
-            self.socket = connect(self.url, additional_headers=self.headers, max_size=MAX_FRAME_BYTES)
+            try:
+                self.socket = connect(self.url, additional_headers=self.headers, max_size=MAX_FRAME_BYTES)
+            except InvalidStatus as error:
+                if error.response.status_code in (401, 403):
+                    raise Refused(sentence_in(error.response.body)) from None
+                raise
+            except InvalidURI as error:
+                raise Refused(f"{error}; give --url as ws://127.0.0.1:8000/v1/responses.") from None
         return self.socket
 
     def close(self) -> None:
         if self.socket is not None:
             self.socket.close()
+
+
+def websocket_url(url: str) -> str:
+    """The address of the websocket; the http address of the same server will do too."""
+    return f"ws{url.removeprefix('http')}" if url.startswith(("http://", "https://")) else url
+
+
+def sentence_in(body: bytes) -> str:
+    """What the server says in the body of an answer that is no websocket."""
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return "The server does not let you in; give a key that it knows with --key."
 
 
 def content_of(text: str, images: list[Path]) -> list[dict[str, str]]:
@@ -196,7 +219,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("words", nargs="*", metavar="IMAGE... QUESTION", help="pictures, then the question")
     parser.add_argument("--conversation", help="go on with this conversation")
     parser.add_argument("--once", action="store_true", help="answer the question and end")
-    parser.add_argument("--url", default=os.environ.get("IDEFICS_CHAT_URL", "ws://127.0.0.1:8000/v1/responses"))
+    parser.add_argument("--url", default=SERVER_URL)
     parser.add_argument("--key", default=os.environ.get("IDEFICS_CHAT_KEY"), help="where the server insists on one")
     return parser.parse_args()
 
@@ -219,7 +242,9 @@ def main() -> int:
     finally:
         chat.close()
     if chat.conversation and not arguments.once:
-        print(f"Go on later with: python client_example/chat.py --conversation {chat.conversation}")
+        address = [] if arguments.url == SERVER_URL else ["--url", arguments.url]
+        again = ["python", "client_example/chat.py", *address, "--conversation", chat.conversation]
+        print(f"Go on later with: {shlex.join(again)}")
     return 0
 
 

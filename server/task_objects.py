@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
 
 from idefics_chat.conversation.tasks import TaskName
 from idefics_chat.inference.requests import FinishReason, Usage
@@ -21,8 +21,9 @@ class TaskUsage(BaseModel):
 
 
 class TaskObject(BaseModel):
-    """What came of a task. `category`, `scores` and `log_likelihoods` stand on classifications only, the latter two
-    where the categories were ranked: probabilities that add up to 1, and what they were made of."""
+    """What came of a task. `category`, `scores` and `log_likelihoods` stand on classifications only: the category that
+    was meant, null where the text names none of them, and where they were ranked probabilities that add up to 1, and
+    what they were made of."""
 
     object: Literal["task.result"] = "task.result"
     task: TaskName
@@ -33,6 +34,13 @@ class TaskObject(BaseModel):
     category: str | None = None
     scores: dict[str, float] | None = None
     log_likelihoods: dict[str, float] | None = None
+
+    # With a return type its JSON schema would be that of any object.
+    @model_serializer(mode="wrap")
+    def _with_category(self, handler: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
+        """Of a classification null is an answer, and stands also where what is null is left out."""
+        fields = handler(self)
+        return fields | {"category": self.category} if self.task == "classify" else fields
 
 
 class ErrorBody(BaseModel):

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Select, bindparam, func, select
 from idefics_chat.conversation.messages import ImagePart
 from idefics_chat.storage import archive, rows
 from idefics_chat.storage.archive import Progress
+from idefics_chat.storage.errors import ConversationNotFound
 from idefics_chat.storage.models import (
     ConversationRecord,
     ImageDataRecord,
@@ -52,9 +53,13 @@ def export_archive(
     conversation_ids: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """Write the owner's conversations, or those named, to a new zip file; how many. Unknown ids are left out.
+    """Write the owner's conversations, or those named, to a new zip file; how many.
 
     `progress` is told how many images of how many are written. On an error no file is left.
+
+    Raises:
+        ConversationNotFound: one that was named is not there, or not the owner's.
+        OSError: the file cannot be written.
     """
     conversations = _conversations(connection, owner_id, conversation_ids)
     try:
@@ -100,8 +105,12 @@ def _conversations(connection: Connection, owner_id: str, conversation_ids: Sequ
         ConversationRecord.owner_id == owner_id, ConversationRecord.deleted_at.is_(None)
     )
     found = [rows.read_conversation(row) for row in connection.execute(wanted.order_by(ConversationRecord.id))]
-    named = {one.id for one in found} if conversation_ids is None else set(conversation_ids)
-    return [one for one in found if one.id in named]
+    if conversation_ids is None:
+        return found
+    for named in conversation_ids:
+        if named not in {one.id for one in found}:
+            raise ConversationNotFound(named)
+    return [one for one in found if one.id in conversation_ids]
 
 
 def _count(connection: Connection, conversation_ids: list[str]) -> int:

@@ -27,7 +27,11 @@ class Interchange(OpenedDatabase):
     ) -> int:
         """Write the owner's conversations, or those named, to a new zip file; how many. The format: archive.py.
 
-        All are as they are at one moment. `progress` is called in another thread. Raises FileExistsError.
+        All are as they are at one moment. `progress` is called in another thread.
+
+        Raises:
+            ConversationNotFound: one that was named is not there, or not the owner's.
+            OSError: the file is there already, or cannot be written.
         """
 
         def export() -> int:

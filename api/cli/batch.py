@@ -13,7 +13,7 @@ import typer
 from idefics_chat.cli.batch_files import BadFile, Journal, Json, Line, read_jobs, read_text, write_csv
 from idefics_chat.cli.common import run_to_end
 from idefics_chat.cli.task_inputs import STANDARD_INPUT
-from idefics_chat.cli.task_options import ANSWER_FLAGS, MODEL_FLAGS, TaskFlags, opened_model, task_command
+from idefics_chat.cli.task_options import ANSWER_FLAGS, MODEL_FLAGS, TaskFlags, check_job, opened_model, task_command
 from idefics_chat.cli.task_output import Failure, error_object, result_object, show_failures
 from idefics_chat.cli.task_progress import progress_bar, results_of, run_until_interrupted
 from idefics_chat.inference.task_runner import TaskResult
@@ -54,7 +54,10 @@ def batch(
     Paths are taken from the file's folder. Flags of the answer hold for jobs that do not say otherwise. Run the same
     command again to go on where it stopped: what is in the output is not run again, and nothing of it is lost.
     """
+    check_job({"task": "caption", "image": "any", **flags.options})
     folder, lines = _read(jobs, flags.options)
+    if output is not None:
+        _check_output(output, jobs)
     failures: list[Failure] = []
     with ExitStack() as stack:
         run = _Run(flags, folder, lines, failures)
@@ -116,14 +119,19 @@ class _Run:
     def _take(self, line: Line, result: TaskResult | Exception, model: str) -> None:
         self._done += 1
         said = {name: line.job[name] for name in ("id", "task", "image") if isinstance(line.job.get(name), str | int)}
-        came = {"error": error_object(result)} if isinstance(result, Exception) else result_object(result)
-        value = {**said, "model": model, **came}
+        value = {**said, "model": model, **_came_of(line, result)}
         if self.journal is not None:
             self.journal.write(value, line)
             return
         typer.echo(json.dumps({"line": line.number, **value}, ensure_ascii=False))
         if isinstance(result, Exception):
             self._failures.append(Failure(line.name, result))
+
+
+def _came_of(line: Line, result: TaskResult | Exception) -> Json:
+    if isinstance(result, Exception):
+        return {"error": error_object(result)}
+    return result_object(result, line.job.get("task"))
 
 
 def _read(jobs: str, options: Json) -> tuple[Path, list[Line]]:
@@ -150,6 +158,19 @@ def _is_csv(path: Path) -> bool:
 def _journal_path(output: Path) -> Path:
     """Where results go as they come: a CSV file is made of them at the end."""
     return output.with_name(output.name + ".jsonl") if _is_csv(output) else output
+
+
+def _check_output(output: Path, jobs: str) -> None:
+    """Nothing that is there already may be lost. Raises BadFile."""
+    for path in (output, _journal_path(output)):
+        if jobs != STANDARD_INPUT and path.exists() and path.samefile(Path(jobs).expanduser()):
+            raise BadFile(f"The results would be written into {path}, which holds the jobs; give another --output.")
+    journal = _journal_path(output)
+    if output.exists() and not journal.exists():
+        raise BadFile(
+            f"There is a file {output} already, and no {journal} of a run that made it; give another --output, "
+            f"or remove {output}."
+        )
 
 
 def _finish(output: Path, journal: Journal, lines: list[Line], failures: list[Failure]) -> None:

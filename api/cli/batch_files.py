@@ -2,8 +2,9 @@
 
 Results are written to a journal, one JSON line as each job is done; for a result file of JSON lines the journal is that
 file. A line names its job by its number and by a fingerprint of what the job says, so that a run that goes on knows
-what is done and notices a file of other jobs. A last line that a crash cut off is taken off again: its job runs anew.
-When all is done the results are put in the order of the jobs.
+what is done and notices a file of other jobs. A job that came to an error may be changed: it runs anew. A last line
+that a crash cut off is taken off again: its job runs anew too. When all is done the results are put in the order of the
+jobs.
 """
 
 import contextlib
@@ -168,24 +169,45 @@ class Journal:
             self._replace(ordered)
 
     def _take_in(self) -> None:
-        """Read what an earlier run wrote."""
+        """Read what an earlier run wrote. The file is changed only when all of it is known to be results."""
         size = os.fstat(self._file).st_size
         data = os.pread(self._file, size, 0)
         whole = data[: data.rfind(b"\n") + 1]
+        self._check_begun(whole, data[len(whole) :])
+        values = list(map(self._read, whole.splitlines()))
+        kept = [value for value in values if self._keys.get(value["line"]) == value["key"]]
         if len(whole) < size:
             os.ftruncate(self._file, len(whole))
-        for text in whole.splitlines():
-            try:
-                value = json.loads(text)
-                number, key = int(value["line"]), str(value["key"])
-            except (ValueError, KeyError, TypeError):
-                raise BadFile(f"{self.path} holds something else than results; give another --output.") from None
-            if self._keys.get(number) != key:
-                raise BadFile(
-                    f"{self.path} holds results of other jobs (line {number} or its settings are others now); "
-                    "give another --output, or remove it."
-                )
-            self.done[number] = "error" not in value
+        if len(kept) < len(values):
+            self._replace(kept)
+        self.done = {value["line"]: "error" not in value for value in kept}
+
+    def _check_begun(self, whole: bytes, rest: bytes) -> None:
+        """Without a whole line the rest must be how a first result begins. Raises BadFile."""
+        if whole or not rest:
+            return
+        begins = (f'{{"line": {number}, "key": "{key}"'.encode() for number, key in self._keys.items())
+        if not any(rest.startswith(begin) or begin.startswith(rest) for begin in begins):
+            raise self._no_results()
+
+    def _read(self, text: bytes) -> Json:
+        """A result of one of the jobs, or an error of what a job was before it was changed. Raises BadFile."""
+        try:
+            value: Json = json.loads(text)
+            number, key = value["line"], value["key"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise self._no_results() from None
+        if not isinstance(number, int) or not isinstance(key, str):
+            raise self._no_results()
+        if self._keys.get(number) != key and "error" not in value:
+            raise BadFile(
+                f"{self.path} holds results of other jobs (line {number} or its settings are others now); "
+                "give another --output, or remove it."
+            )
+        return value
+
+    def _no_results(self) -> BadFile:
+        return BadFile(f"{self.path} holds something else than results; give another --output.")
 
     def _replace(self, values: Iterable[Json]) -> None:
         """Put other lines in the place of what is there, all or nothing; the lock goes over to the new file."""

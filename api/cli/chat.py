@@ -11,8 +11,17 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from idefics_chat.cli.chat_connection import ChatConnection, Json, Stopped
-from idefics_chat.cli.chat_lines import COMMANDS, NAMES, Command, Said, image_path, read_line
+from idefics_chat.cli.chat_connection import ChatConnection, Json, PictureRefused, Stopped
+from idefics_chat.cli.chat_lines import (
+    COMMANDS,
+    NAMES,
+    Command,
+    Missing,
+    Said,
+    image_path,
+    missing_among,
+    read_line,
+)
 from idefics_chat.cli.common import Database, fail, settings_of
 from idefics_chat.cli.task_options import MODEL_FLAGS, TaskFlags, quiet_libraries, task_command
 from idefics_chat.cli.task_output import printable
@@ -49,7 +58,12 @@ def chat(
 
     Drop a picture on the terminal, or type its path, to show it. /help lists the commands. Without --server one is
     started in this process, with the conversations of --database.
+
+    A word that ends as a picture's name does (.png, .jpg, ...) must be a file. Where questions are piped in, a picture
+    that cannot be shown leaves its question out; the others are asked, and the exit status is 1.
     """
+    if missing := missing_among(words or []):
+        fail(str(missing))
     with _address(flags, database) as url:
         talk = _Talk(url, flags.key, _go_on_with(flags, database))
         try:
@@ -57,16 +71,20 @@ def chat(
             talk.until_the_end()
         finally:
             talk.close()
+    if talk.left_out and not sys.stdin.isatty():
+        raise typer.Exit(1)
 
 
 class _Talk:
-    """The conversation on the terminal. `how` is the command to go on with later, but for the id."""
+    """The conversation on the terminal. `how` is the command to go on with later, but for the id; `left_out` becomes
+    true where a picture could not be shown."""
 
     def __init__(self, url: str, key: str | None, how: str) -> None:
         self._stops = 0
         self._connection = ChatConnection(url, key, lambda: self._stops)
         self._how = how
         self._images: list[Path] = []
+        self.left_out = False
         self._console = Console(highlight=False, soft_wrap=True)
         self._person = sys.stdin.isatty()
 
@@ -106,6 +124,8 @@ class _Talk:
         """Do what a line says; False where it says to leave."""
         try:
             return self._take(line)
+        except PictureRefused as error:
+            self._leave_out(f"error: {printable(str(error))}")
         except ServerError as error:
             typer.echo(f"error: {error}", err=True)
             if not self._person:
@@ -120,20 +140,42 @@ class _Talk:
                 return False
             case Command(name, rest):
                 self._obey(name, rest)
+            case Missing() as missing:
+                self._leave_out(f"error: {printable(str(missing))}")
             case Said("", images):
                 self._add(images)
             case Said(text, images):
                 shown, self._images = [*self._images, *images], []
-                self._answer(lambda: self._connection.ask(text, shown, self._write))
+                self._ask(text, shown)
         return True
+
+    def _ask(self, text: str, shown: list[Path]) -> None:
+        """Raises ServerError, after saying which pictures went with the question."""
+        try:
+            self._answer(lambda: self._connection.ask(text, shown, self._write))
+        except ServerError as error:
+            bad = error.picture if isinstance(error, PictureRefused) else None
+            self._say_dropped([path for path in shown if path != bad])
+            raise
+
+    def _leave_out(self, sentence: str) -> None:
+        self.left_out = True
+        typer.echo(sentence, err=True)
+
+    def _say_dropped(self, images: list[Path]) -> None:
+        """Pictures that were given and not shown."""
+        if images:
+            names = ", ".join(printable(path.name) for path in images)
+            typer.echo(f"Not shown: {names}. To show them, give them again.", err=True)
 
     def _obey(self, name: str, rest: str) -> None:
         match name:
             case "/image":
                 path = image_path(rest)
-                self._add((path,)) if path else typer.echo(f"There is no file {rest!r}.", err=True)
+                self._add((path,)) if path else self._leave_out(f"There is no file {rest!r}.")
             case "/new":
                 self._connection.leave()
+                self._say_dropped(self._images)
                 self._images = []
                 self._console.print("[dim]A new conversation begins.[/dim]")
             case "/list":

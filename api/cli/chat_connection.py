@@ -6,6 +6,7 @@ an answer that was cut off is read on from where the line dropped.
 
 import base64
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,7 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from idefics_chat.tasks.remote import ServerError, base_url
@@ -28,11 +29,20 @@ POLL_S = 0.1
 """How often it is looked whether the person has had enough."""
 
 MAX_FRAME_BYTES = 16 * 2**20
+NOT_LET_IN = (401, 403)
 ENDS = ("response.completed", "response.incomplete", "response.failed")
 
 
 class Stopped(Exception):
     """The person waits no longer. What was asked may still be answered."""
+
+
+class PictureRefused(ServerError):
+    """A question that came to nothing for the sake of one picture."""
+
+    def __init__(self, picture: Path, reason: str) -> None:
+        super().__init__("invalid_image", f"{picture.name}: {reason}", 400)
+        self.picture = picture
 
 
 class ChatConnection:
@@ -61,13 +71,20 @@ class ChatConnection:
         """Say something; `show` gets the answer's pieces as they come. Returns the finished response.
 
         Raises:
+            PictureRefused: a picture cannot be read, or the server does not take it.
             ServerError: it was refused, or the server cannot be reached.
             Stopped
         """
         parts: list[Json] = [{"type": "input_image", "image_url": _data_url(path)} for path in images]
         if text:
             parts.append({"type": "input_text", "text": text})
-        return self._answered({"input": [{"role": "user", "content": parts}]}, show)
+        try:
+            return self._answered({"input": [{"role": "user", "content": parts}]}, show)
+        except ServerError as error:
+            place = re.match(r"input\[0\]\.content\[(\d+)\]", error.param or "")
+            if place and int(place[1]) < len(images):
+                raise PictureRefused(images[int(place[1])], str(error)) from error
+            raise
 
     def again(self, show: Callable[[str], None]) -> Json:
         """Have the last question answered again, beside the first answer. Raises as `ask`."""
@@ -118,6 +135,8 @@ class ChatConnection:
                 self._read_on(question, show)
             except (ConnectionClosed, InvalidHandshake, OSError) as error:
                 self._socket = None
+                if isinstance(error, InvalidStatus) and error.response.status_code in NOT_LET_IN:
+                    raise _refusal(error.response.status_code, error.response.body) from error
                 patient = time.monotonic() < question.heard_at_s + PATIENCE_S
                 if not patient or (question.response_id is None and self.conversation is None):
                     raise ServerError("server_unreachable", f"No answer from {self.url} ({error}).") from error
@@ -193,7 +212,7 @@ class _Question:
         if event["type"] == "error":
             if event["code"] == "response_not_active":  # cancelled just as it ended
                 return ""
-            raise ServerError(event["code"], event["message"], event["status"])
+            raise ServerError(event["code"], event["message"], event["status"], event.get("param"))
         self._last_seen = event["sequence_number"]
         if "response" in event:
             self.response_id = event["response"]["id"]
@@ -208,5 +227,21 @@ class _Question:
         return str(event["delta"])
 
 
+def _refusal(status: int, body: bytes) -> ServerError:
+    """What a server says that does not let this client in."""
+    try:
+        told = json.loads(body)["error"]
+        return ServerError(str(told["code"]), str(told["message"]), status)
+    except (ValueError, KeyError, TypeError):
+        return ServerError(
+            "invalid_api_key", f"Not let in (HTTP {status}); give a key that is known with --key.", status
+        )
+
+
 def _data_url(path: Path) -> str:
-    return "data:application/octet-stream;base64," + base64.b64encode(path.read_bytes()).decode()
+    """Raises PictureRefused."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise PictureRefused(path, f"This file cannot be read ({error.strerror}); give another one.") from error
+    return "data:application/octet-stream;base64," + base64.b64encode(data).decode()

@@ -59,10 +59,10 @@ def run_to_end(work: Coroutine[Any, Any, None]) -> None:
         raise error from None
 
 
-def fail(sentence: str) -> NoReturn:
-    """End the command with a sentence and exit status 1."""
+def fail(sentence: str, status: int = 1) -> NoReturn:
+    """End the command with a sentence and an exit status: 1, or 2 where the command line itself is wrong."""
     typer.echo(f"error: {sentence}", err=True)
-    raise typer.Exit(1)
+    raise typer.Exit(status)
 
 
 @asynccontextmanager

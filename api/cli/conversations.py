@@ -87,7 +87,10 @@ async def _export(database: str | None, owner: str, target: Path, conversations:
     async with opened_store(database) as store:
         with shown_progress() as progress:
             owner_id = (await owner_named(store, owner)).id
-            count = await store.export_archive(owner_id, target, conversations or None, partial(progress, "images"))
+            try:
+                count = await store.export_archive(owner_id, target, conversations or None, partial(progress, "images"))
+            except OSError as error:
+                fail(f"{target} cannot be written ({error.strerror}); give another place.")
     typer.echo(f"{target}: {count} conversations")
 
 

@@ -8,8 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from idefics_chat.cli.common import fail, run_to_end
-from idefics_chat.cli.task_inputs import NamedImage, find_images
-from idefics_chat.cli.task_options import ANSWER_FLAGS, MODEL_FLAGS, OUTPUT_FLAGS, TaskFlags, opened_model, task_command
+from idefics_chat.cli.task_inputs import NamedImage, find_images, names_an_image
+from idefics_chat.cli.task_options import (
+    ANSWER_FLAGS,
+    MODEL_FLAGS,
+    OUTPUT_FLAGS,
+    TaskFlags,
+    check_job,
+    opened_model,
+    task_command,
+)
 from idefics_chat.cli.task_output import ImageResults
 from idefics_chat.cli.task_progress import progress_bar, results_of, run_until_interrupted
 from idefics_chat.conversation.tasks import DESCRIBE
@@ -25,6 +33,7 @@ Images = Annotated[
     ),
 ]
 Job = dict[str, Any]
+ASK_EXAMPLE = 'idefics-chat ask photo.png "What colour is it?"'
 
 
 @task_command(MODEL_FLAGS, ANSWER_FLAGS, OUTPUT_FLAGS)
@@ -49,8 +58,11 @@ def caption(
 
 @task_command(MODEL_FLAGS, ANSWER_FLAGS, OUTPUT_FLAGS)
 def ask(
-    images: Images,
-    question: Annotated[str, typer.Argument(help="What you want to know of each.", show_default=False)],
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="IMAGE", help="Files, folders, patterns, links; - for standard input."),
+    ] = None,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What you want to know of each.")] = "",
     *,
     flags: TaskFlags,
 ) -> None:
@@ -62,6 +74,9 @@ def ask(
 
         idefics-chat ask "holiday/*.jpg" "How many people are there?" --server http://127.0.0.1:8000
     """
+    # Of one word alone nobody knows which of the two it is.
+    if not images or names_an_image(question):
+        fail(f"Give the images first, then the question: {ASK_EXAMPLE}", 2)
     _run(flags, images, {"task": "ask", "question": question})
 
 
@@ -71,8 +86,9 @@ def classify(
     categories: Annotated[str, typer.Option(help="What to choose from, with commas.", show_default=False)],
     rank: Annotated[bool, typer.Option("--rank", help="Give the probability of every category.")] = False,
     normalization: Annotated[
-        str, typer.Option(help="Of ranked log-likelihoods: none, or tokens for their mean over a category's tokens.")
-    ] = "none",
+        str | None,
+        typer.Option(help="With --rank: none, or tokens for the mean of a category's log-likelihood over its tokens."),
+    ] = None,
     *,
     flags: TaskFlags,
 ) -> None:
@@ -85,7 +101,12 @@ def classify(
         idefics-chat classify photos/ --categories indoors,outdoors --rank --json
     """
     names = [name.strip() for name in categories.split(",") if name.strip()]
-    _run(flags, images, {"task": "classify", "categories": names, "rank": rank, "normalization": normalization})
+    job: Job = {"task": "classify", "categories": names, "rank": rank}
+    if normalization is not None:
+        if not rank:
+            fail("--normalization is of ranked categories; give --rank too, or leave it out.", 2)
+        job["normalization"] = normalization
+    _run(flags, images, job)
 
 
 @task_command(MODEL_FLAGS, ANSWER_FLAGS, OUTPUT_FLAGS)
@@ -147,14 +168,16 @@ def _examples(path: Path) -> list[dict[str, str]]:
 
 
 def _run(flags: TaskFlags, words: list[str], job: Job) -> None:
+    job |= flags.options
+    check_job(job | {"image": "any"})
     images = find_images(words)
-    results = ImageResults([image.name for image in images], flags.json)
+    results = ImageResults([image.name for image in images], str(job["task"]), flags.json)
 
     def how_to_go_on() -> str:
         results.finish()
         return f"{results.shown} of {len(images)} images are done; give the others again to go on."
 
-    run_until_interrupted(lambda: run_to_end(_show(flags, images, job | flags.options, results)), how_to_go_on)
+    run_until_interrupted(lambda: run_to_end(_show(flags, images, job, results)), how_to_go_on)
     results.finish()
     if results.failures:
         raise typer.Exit(1)

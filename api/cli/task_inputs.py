@@ -34,6 +34,19 @@ def find_images(words: Iterable[str]) -> list[NamedImage]:
     return [image for word in words for image in _named_by(word)]
 
 
+def names_an_image(word: str) -> bool:
+    """Whether a word is an image rather than something that is said: a link, what is there, a picture's suffix."""
+    path = Path(word)
+    return is_url(word) or _is_there(path) or (" " not in word and path.suffix.lower() in SUFFIXES)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a question is too long to be a name
+        return False
+
+
 def _named_by(word: str) -> Iterator[NamedImage]:
     path = Path(word).expanduser()
     if word == STANDARD_INPUT:

@@ -4,7 +4,7 @@ import functools
 import inspect
 import logging
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,13 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from rich.console import Console
 
-from idefics_chat.cli.common import Config, settings_of
+from idefics_chat.cli.common import Config, fail, settings_of
+from idefics_chat.conversation.errors import InvalidTask
+from idefics_chat.inference.errors import InvalidSampling
 from idefics_chat.server.engine_loading import use_threads
+from idefics_chat.server.errors import ApiError
+from idefics_chat.server.task_requests import read_task
+from idefics_chat.server.task_requests import settings_of as task_settings
 from idefics_chat.tasks.models import AsyncModel, open_local, open_remote
 
 MODEL, ANSWER, OUTPUT = "The model", "The answer", "Output"
@@ -49,6 +54,11 @@ ANSWER_FLAGS: dict[str, Any] = {
     "stop": _flag(list[str] | None, "--stop", "Text at which the answer ends; repeat for more.", ANSWER),
     "bad_words": _flag(list[str] | None, "--bad-word", "Word that is never said; repeat for more.", ANSWER),
 }
+FLAG_NAMES = {name: "--" + name.replace("_", "-") for name in (*ANSWER_FLAGS, "normalization")} | {
+    "num_beams": "--beams",
+    "bad_words": "--bad-word",
+}
+"""The flags of parameters that a task can be refused for."""
 OUTPUT_FLAGS: dict[str, Any] = {"json": _flag(bool, "--json", "One JSON object an image.", OUTPUT)}
 
 
@@ -80,8 +90,10 @@ def task_command(*groups: dict[str, Any]) -> Callable[[Callable[..., None]], Cal
         ]
 
         @functools.wraps(command)
-        def run(**given: Any) -> None:
+        def run(context: typer.Context, **given: Any) -> None:
             flags = {name: given.pop(name) for name in shared}
+            if flags["key"] and not flags["server"] and _is_typed(context, "key"):
+                fail("--key is a server's key; name the server with --server, or leave it out.", 2)
             command(**given, flags=_flags(flags))
 
         kind = inspect.Parameter.KEYWORD_ONLY
@@ -89,7 +101,8 @@ def task_command(*groups: dict[str, Any]) -> Callable[[Callable[..., None]], Cal
             inspect.Parameter(name, kind, default=False if name == "json" else None, annotation=annotation)
             for name, annotation in shared.items()
         ]
-        run.__signature__ = inspect.Signature([*(p.replace(kind=kind) for p in own), *more])  # type: ignore[attr-defined]
+        context = inspect.Parameter("context", kind, annotation=typer.Context)
+        run.__signature__ = inspect.Signature([context, *(p.replace(kind=kind) for p in own), *more])  # type: ignore[attr-defined]
         return run
 
     return decorate
@@ -103,6 +116,28 @@ def _flags(given: dict[str, Any]) -> TaskFlags:
     return TaskFlags(
         model, given.get("config"), given.get("server"), given.get("key"), options, bool(given.get("json"))
     )
+
+
+def _is_typed(context: typer.Context, name: str) -> bool:
+    """Whether a flag stands on the command line, rather than in the environment."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def check_job(job: Mapping[str, Any]) -> None:
+    """Refuse what would be wrong with every image, before a model is loaded. Exits with 2."""
+    try:
+        create = read_task(job)
+        task_settings(create)
+        create.task_of([name for _, name in create.image_names()])
+    except (ApiError, InvalidSampling, InvalidTask) as error:
+        fail(_by_its_flag(str(error), error.param), 2)
+
+
+def _by_its_flag(sentence: str, param: str | None) -> str:
+    """A sentence about a parameter as one about the flag that gave it."""
+    flag = FLAG_NAMES.get(param or "")
+    return flag + sentence.removeprefix(str(param)) if flag else sentence
 
 
 @asynccontextmanager

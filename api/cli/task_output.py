@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from idefics_chat.conversation.tasks import Classify
 from idefics_chat.inference.task_runner import TaskResult
 from idefics_chat.server.task_objects import usage_fields
 
@@ -23,14 +24,17 @@ class Failure:
     error: Exception
 
 
-def result_object(result: TaskResult) -> dict[str, Any]:
-    """A result as JSON; what does not belong to its task is left out."""
+def result_object(result: TaskResult, task: object) -> dict[str, Any]:
+    """A result of the task of that name as JSON; what does not belong to it is left out. Of a classification
+    `category` is null where the model named none of them."""
     value: dict[str, Any] = {
         "text": result.text,
         "finish_reason": result.finish_reason,
         "usage": usage_fields(result.usage),
     }
-    more = {"category": result.category, "scores": result.scores, "log_likelihoods": result.log_likelihoods}
+    if task == Classify.name:
+        value["category"] = result.category
+    more = {"scores": result.scores, "log_likelihoods": result.log_likelihoods}
     return value | {name: item for name, item in more.items() if item is not None}
 
 
@@ -47,8 +51,9 @@ def sentence_of(error: Exception) -> str:
 class ImageResults:
     """Shows the results of images, in their order, as soon as those before are there too."""
 
-    def __init__(self, names: list[str], as_json: bool) -> None:
+    def __init__(self, names: list[str], task: str, as_json: bool) -> None:
         self._names = names
+        self._task = task
         self._as_json = as_json
         self._console = Console(highlight=False)
         self._table = Table("image", "text", box=None, pad_edge=False, header_style="bold") if self._tabular else None
@@ -86,18 +91,20 @@ class ImageResults:
             if self._as_json:
                 typer.echo(json.dumps({"image": name, "error": error_object(result)}, ensure_ascii=False))
         elif self._as_json:
-            typer.echo(json.dumps({"image": name, **result_object(result)}, ensure_ascii=False))
+            typer.echo(json.dumps({"image": name, **result_object(result, self._task)}, ensure_ascii=False))
         elif self._table is not None:
-            self._table.add_row(Text(printable(name)), Text(_with_scores(result, "\n")))
+            self._table.add_row(Text(printable(name)), Text(self._text(result, "\n")))
         else:
-            text = _with_scores(result, "  ")
+            text = self._text(result, "  ")
             typer.echo(text if len(self._names) == 1 else f"{name}\t{' '.join(text.split())}")
 
-
-def _with_scores(result: TaskResult, gap: str) -> str:
-    if result.scores is None:
+    def _text(self, result: TaskResult, gap: str) -> str:
+        """What to show: the answer; of a classification the category, or that there is none; or all scores."""
+        if result.scores is not None:
+            return gap.join(f"{share:.3f} {printable(category)}" for category, share in result.scores.items())
+        if self._task == Classify.name:
+            return printable(result.category or f"{result.text} (none of the categories)".strip())
         return printable(result.text)
-    return gap.join(f"{share:.3f} {printable(category)}" for category, share in result.scores.items())
 
 
 def show_failures(failures: list[Failure], total: int, what: str) -> None:

@@ -28,12 +28,14 @@ BUSY = {429, 503}
 
 
 class ServerError(Exception):
-    """A server that cannot be reached or that refused; the message is its sentence, `code` its code."""
+    """A server that cannot be reached or that refused; the message is its sentence, `code` its code, `param` the place
+    in the request that it is about."""
 
-    def __init__(self, code: str, message: str, status: int = 0) -> None:
+    def __init__(self, code: str, message: str, status: int = 0, param: str | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.status = status
+        self.param = param
 
     @property
     def ends_all(self) -> bool:

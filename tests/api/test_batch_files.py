@@ -81,11 +81,33 @@ def test_results_of_other_jobs_are_refused_and_left_alone(tmp_path: Path) -> Non
     assert (tmp_path / "results.jsonl").read_bytes() == before
 
 
-def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "results.jsonl").write_text("my diary\n")
+@pytest.mark.parametrize(
+    "there",
+    [
+        b"my diary\n",
+        b"my diary",
+        JOBS.encode(),
+        b"\x89PNG\r\n\x1a\n\x00\x00\nIDAT",
+        b'{"line": 1, "key": "0000000000000000", "te',
+        b"[1]\n[2",
+    ],
+)
+def test_a_file_of_something_else_is_refused_and_left_alone_to_the_byte(tmp_path: Path, there: bytes) -> None:
+    (tmp_path / "results.jsonl").write_bytes(there)
     with pytest.raises(BadFile, match="something else"), journal(tmp_path):
         raise AssertionError("it was taken")
-    assert (tmp_path / "results.jsonl").read_text() == "my diary\n"
+    assert (tmp_path / "results.jsonl").read_bytes() == there
+
+
+def test_a_cut_line_behind_results_of_other_jobs_is_left_alone(tmp_path: Path) -> None:
+    with journal(tmp_path) as first:
+        first.write({"text": "a"}, LINES[0])
+    before = (tmp_path / "results.jsonl").read_bytes() + b'{"line": 2, "k'
+    (tmp_path / "results.jsonl").write_bytes(before)
+    others = read_jobs('{"task": "ask"}', {}, is_csv=False)
+    with pytest.raises(BadFile, match="other jobs"), Journal(tmp_path / "results.jsonl", others):
+        raise AssertionError("it was taken")
+    assert (tmp_path / "results.jsonl").read_bytes() == before
 
 
 def test_two_runs_at_once_are_not_let_at_one_file(tmp_path: Path) -> None:
@@ -107,6 +129,22 @@ def test_what_failed_runs_again_only_when_asked_to(tmp_path: Path) -> None:
         assert again.done == {1: True}
         again.write({"text": "b"}, LINES[1])
     assert [json.loads(line)["line"] for line in (tmp_path / "results.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_a_job_that_failed_may_be_changed_and_runs_anew(tmp_path: Path) -> None:
+    with journal(tmp_path) as first:
+        first.write({"error": {"code": "image_not_found", "message": "No."}}, LINES[1])
+        first.write({"text": "a"}, LINES[0])
+        first.write({"error": {"code": "invalid_image", "message": "No."}}, LINES[2])
+    repaired = read_jobs(JOBS.replace("2.png", "two.png"), {}, is_csv=False)
+    with Journal(tmp_path / "results.jsonl", repaired) as again:
+        assert again.done == {1: True, 3: False}
+        again.write({"text": "b"}, repaired[1])
+        again.put_in_order()
+        assert [(value["line"], value.get("text")) for value in again.records()] == [(1, "a"), (2, "b"), (3, None)]
+    changed = read_jobs(JOBS.replace("1.png", "one.png"), {}, is_csv=False)
+    with pytest.raises(BadFile, match="other jobs"), Journal(tmp_path / "results.jsonl", changed):
+        raise AssertionError("it was taken")
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idefics_chat.cli.chat_lines import NAMES, Command, Said, image_path, read_line
+from idefics_chat.cli.chat_lines import NAMES, Command, Missing, Said, image_path, missing_among, read_line
 
 
 @pytest.fixture
@@ -35,11 +35,28 @@ def test_what_is_no_file_with_a_picture_s_suffix_stays_text(tmp_path: Path) -> N
         "Look at missing.png",
         f"Read {tmp_path}/notes.txt",
         "It's 5 o'clock",
-        "~nobody/x.png",
+        "Is it 'missing.png' or missing.jpg?",
         "a\\b",
-        "http://x/y.png",
+        "Look at http://x/y.png",
     ):
         assert read_line(line) == Said(line, ())
+
+
+def test_a_picture_before_all_other_words_must_be_there(photo: Path) -> None:
+    for word in ("missing.png", "nowhere/*.JPG", "~nobody/x.webp", "http://x/y.png", f"{photo}.gif"):
+        assert read_line(f"'{word}' What is this?") == Missing(word)
+    assert read_line("nope.jpeg") == Missing("nope.jpeg")
+    assert read_line(f"'{photo}' nope.bmp Same?") == Missing("nope.bmp")
+    assert str(Missing("nope.png")).startswith("There is no file nope.png.")
+
+
+def test_a_word_of_the_command_line_with_a_picture_s_suffix_must_be_there(photo: Path) -> None:
+    assert missing_among(["nope.png", "What is this?"]) == Missing("nope.png")
+    assert missing_among([str(photo), "What is this?", "nope.PNG"]) == Missing("nope.PNG")
+    assert missing_among(["my holidays.png", "What is this?"]) == Missing("my holidays.png")
+    assert missing_among([str(photo), "How large is photo.png"]) is None
+    assert missing_among(["Hello"]) is None
+    assert missing_among([]) is None
 
 
 def test_commands_are_known_by_their_slash() -> None:
@@ -52,4 +69,4 @@ def test_commands_are_known_by_their_slash() -> None:
 @given(st.text())
 def test_no_line_is_too_odd(line: str) -> None:
     said = read_line(line)
-    assert isinstance(said, Command) or said.images or said.text == line.strip()
+    assert not isinstance(said, Said) or said.images or said.text == line.strip()

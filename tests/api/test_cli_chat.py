@@ -41,6 +41,7 @@ def test_a_chat_is_held_kept_and_gone_on_with(tmp_path: Path) -> None:
         later = piped(tmp_path, "/history\nWhat color is the circle?\n", "--server", url, "--conversation", "last")
         told = ["> [image] What is in this image?", CIRCLE, "> What color is the circle?", "Red."]
         assert later.stdout.splitlines() == [*told, "Red."]
+        _leave_pictures_out(tmp_path, url)
         refused = piped(tmp_path, "Hi\n", "--server", url, "--conversation", "conv_none")
         assert refused.returncode == 1
         assert "conv_none" in refused.stderr
@@ -48,6 +49,35 @@ def test_a_chat_is_held_kept_and_gone_on_with(tmp_path: Path) -> None:
     gone = piped(tmp_path, "Hi\n", "--server", url)
     assert gone.returncode == 1
     assert "No answer from" in gone.stderr
+
+
+def _leave_pictures_out(folder: Path, url: str) -> None:
+    """A picture that cannot be shown costs its own question alone."""
+    lines = "nope.png What is it?\nphoto.png bad.png Same?\n/image square.png\n/new\nphoto.png What color is it?\n"
+    done = piped(folder, lines, "--server", url)
+    assert done.returncode == 1
+    answers = [line for line in done.stdout.splitlines() if not line.endswith((".png goes with the next question.",))]
+    assert answers == ["A new conversation begins.", "Red."]
+    told = done.stderr
+    assert "There is no file nope.png." in told
+    assert "error: bad.png: " in told
+    assert "Not shown: photo.png." in told
+    assert "Not shown: square.png." in told
+    assert "Traceback" not in told
+
+
+def test_a_server_says_itself_why_it_lets_nobody_in(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "chat.db", "--require-key") as server:
+        done = piped(tmp_path, "", "Hi", "--server", f"http://{server.address}", "--key", "wrong")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: A key is needed")
+
+
+def test_a_mistyped_picture_on_the_command_line_is_told_of_before_anything_is_loaded(tmp_path: Path) -> None:
+    done = piped(tmp_path, "", "nope.png", QUESTION, "--model", "/no/such/folder")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: There is no file nope.png.")
+    assert done.stdout == ""
 
 
 def test_on_a_terminal_pictures_are_dropped_and_answers_are_cut_short(tmp_path: Path) -> None:
@@ -125,7 +155,9 @@ def _try_commands(terminal: Terminal) -> None:
     tell("/image nothing.png", "There is no file 'nothing.png'.")
     tell("/image bad.png", "bad.png goes with the next question.")
     tell("What is it?", "error: ")
-    tell("/new", "A new conversation begins.")
+    tell("nope.png What is it?", "There is no file nope.png.")
+    tell("/image photo.png", "photo.png goes with the next question.")
+    tell("/new", "Not shown: photo.png.")
     tell("/again", "error: Nothing was asked yet.")
     tell(f"square.png {QUESTION}", "blue square")
     tell(f"/resume {first}", CIRCLE)

@@ -52,6 +52,15 @@ def test_the_commands_of_the_guide_give_the_right_answers(run: Run, tmp_path: Pa
     assert run("few-shot", "examples.jsonl", "photo.png").stdout == CIRCLE + "\n"
 
 
+def test_a_category_is_printed_as_it_was_given_and_none_of_them_is_told_of(run: Run) -> None:
+    classify = ("classify", "square.png", "--categories")
+    assert run(*classify, "Circle,SQUARE").stdout == "SQUARE\n"
+    assert run(*classify, "cat,dog").stdout.endswith(" (none of the categories)\n")
+    missed = json.loads(run(*classify, "cat,dog", "--json").stdout)
+    assert (bool(missed["text"]), missed["category"]) == (True, None)
+    assert "category" not in json.loads(run("caption", "square.png", "--json").stdout)
+
+
 def test_json_is_one_object_an_image_and_goes_on_past_bad_ones(run: Run) -> None:
     done = run("classify", "photo.png", "bad.png", "missing.png", "--categories", "circle,square", "--rank", "--json")
     first, bad, missing = (json.loads(line) for line in done.stdout.splitlines())
@@ -83,9 +92,13 @@ def test_images_are_files_folders_patterns_and_standard_input(run: Run, tmp_path
         (["caption", "photo.png", "--dtype", "float7"], "dtype"),
         (["caption", "photo.png", "--server", "http://127.0.0.1:9"], "Is the server running"),
         (["caption", "photo.png", "--server", "http://x", "--model", "y"], "the server has a model of its own"),
+        (["ask"], "Give the images first, then the question: idefics-chat ask photo.png"),
+        (["ask", "photo.png"], "Give the images first, then the question"),
+        (["ask", "photo.png", "square.png"], "Give the images first, then the question"),
+        (["ask", "What colour is it?", "photo.png"], "Give the images first, then the question"),
+        (["ask", "What colour is it?", "empty"], "Give the images first, then the question"),
         (["few-shot", "none.jsonl", "photo.png"], "cannot be read"),
         (["few-shot", "photo.png", "photo.png"], "cannot be read"),
-        (["caption", "photo.png", "--beams", "0"], "num_beams"),
         (["batch", "none.jsonl"], "cannot be read"),
     ],
 )
@@ -97,6 +110,36 @@ def test_what_is_wrong_is_said_without_a_traceback(
     told = done.stderr + str(done.exception or "")
     assert done.exit_code != 0
     assert sentence in " ".join(told.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["caption", "photo.png", "--beams", "0"], "--beams must be a whole number from 1 to 64."),
+        (["story", "photo.png", "--beams", "99"], "--beams must be"),
+        (["caption", "photo.png", "--temperature", "9"], "--temperature must be between 0 and 2."),
+        (["caption", "photo.png", "--max-new-tokens", "0"], "--max-new-tokens: Input should be greater than"),
+        (["batch", "jobs.jsonl", "--temperature", "9"], "--temperature must be"),
+        (["classify", "photo.png", "--categories", "a,b", "--rank", "--normalization", "foo"], "--normalization: "),
+        (["classify", "photo.png", "--categories", "a,b", "--normalization", "tokens"], "give --rank too"),
+        (["classify", "photo.png", "--categories", "a,a"], "A category stands twice"),
+        (["ask", "photo.png", " "], "The question is empty"),
+        (["caption", "photo.png", "--key", "k"], "name the server with --server"),
+        (["chat", "--key", "k"], "name the server with --server"),
+    ],
+)
+def test_wrong_flags_are_refused_in_one_sentence_before_anything_is_loaded(
+    run: Run, arguments: list[str], sentence: str
+) -> None:
+    done = run(*arguments, "--model", "/no/such/folder")
+    assert done.exit_code == 2
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_key_in_the_environment_may_stand_there_unused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IDEFICS_CHAT_KEY", "k")
+    assert run("caption", "photo.png").stdout == CIRCLE + "\n"
 
 
 def test_help_shows_examples_and_every_command(run: Run) -> None:
@@ -114,6 +157,8 @@ def test_a_terminal_gets_a_table(tmp_path: Path) -> None:
     assert "photo.png" in shown
     assert "Red." in shown
     assert "Loading" in shown
+    classified = on_a_terminal([*COMMAND, "classify", "photo.png", "--categories", "cat,dog"], tmp_path)
+    assert "(none of the categories)" in classified
 
 
 def on_a_terminal(command: list[str], folder: Path) -> str:
@@ -186,6 +231,37 @@ def test_a_batch_is_csv_in_and_out(run: Run, tmp_path: Path) -> None:
     assert "length" in first
     assert "Blue." in second
     assert "circle" in third
+    (tmp_path / "results.csv").write_text("cut off\n")
+    assert run("batch", "jobs.csv", "-o", "results.csv").exit_code == 0  # it is made of results.csv.jsonl again
+    assert (tmp_path / "results.csv").read_text().splitlines() == [head, first, second, third]
+
+
+def test_a_csv_file_that_no_batch_made_is_refused_and_left_alone(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "jobs.jsonl").write_text(json.dumps(MIXED[0]))
+    (tmp_path / "mine.csv").write_text("a,b\n1,2\n")
+    done = run("batch", "jobs.jsonl", "-o", "mine.csv")
+    assert done.exit_code == 1
+    assert "give another --output, or remove mine.csv" in str(done.exception)
+    assert (tmp_path / "mine.csv").read_text() == "a,b\n1,2\n"
+    assert not (tmp_path / "mine.csv.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("jobs", "output"),
+    [
+        ("jobs.jsonl", "jobs.jsonl"),
+        ("jobs.jsonl", "./jobs.jsonl"),
+        ("jobs.csv", "jobs.csv"),
+        ("out.csv.jsonl", "out.csv"),
+    ],
+)
+def test_a_batch_does_not_write_into_its_jobs(run: Run, tmp_path: Path, jobs: str, output: str) -> None:
+    (tmp_path / jobs).write_text("\n".join(map(json.dumps, MIXED)))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    done = run("batch", jobs, "-o", output)
+    assert done.exit_code == 1
+    assert "which holds the jobs" in str(done.exception)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_batch_without_output_is_printed(run: Run) -> None:

@@ -104,6 +104,11 @@ def test_conversations_move_to_another_database_by_an_archive(
     archive = tmp_path / "saved.zip"
     assert "1 conversations" in command(server.database, "conversations", "export", str(archive))
     assert "already a file" in refused(server.database, "conversations", "export", str(archive))
+    for nowhere in (tmp_path / "nowhere" / "x.zip", archive / "x.zip"):
+        assert "cannot be written" in refused(server.database, "conversations", "export", str(nowhere))
+    some = tmp_path / "some.zip"
+    assert "'conv_no'" in refused(server.database, "conversations", "export", str(some), conversation, "conv_no")
+    assert not some.exists()
     with zipfile.ZipFile(archive) as packed:
         assert red_circle in [packed.read(name) for name in packed.namelist()]
         assert json.loads(packed.read("manifest.json"))

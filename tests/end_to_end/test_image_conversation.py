@@ -169,6 +169,7 @@ def test_the_example_client_talks_adds_images_and_goes_on_after_a_restart(
         assert "red circle" in said[0]
         assert "red" in said[1]
         assert "blue square" in said[2]
+        assert f"chat.py --url {server.url} --conversation" in done.stdout
         conversation = done.stdout.split("--conversation ")[1].strip()
         server.kill()
     with ServerProcess(database) as server:
@@ -196,3 +197,19 @@ def test_frames_are_json_objects_of_one_line(client: Client) -> None:
     frame = client.socket.recv(timeout=60)
     assert isinstance(frame, str)
     assert "\n" not in frame
+
+
+def test_the_example_client_tells_what_the_server_says_of_a_key(database: Path) -> None:
+    with ServerProcess(database, "--require-key") as server:
+        for url in (server.url, server.url.replace("ws", "http", 1)):
+            done = run_chat(url, "--key", "wrong", "--once", "Hello")
+            assert done.returncode == 1
+            assert "A key is needed" in done.stderr
+            assert "Traceback" not in done.stderr
+
+
+def test_the_example_client_tells_what_an_address_looks_like() -> None:
+    done = run_chat("localhost:8000", "--once", "Hello")
+    assert done.returncode == 1
+    assert "give --url as ws://" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -75,6 +75,8 @@ async def test_every_task_is_answered_rightly(client: httpx.AsyncClient) -> None
     assert (await ask(client, "ask", image=CIRCLE, question="What color is it?"))["text"] == "Red."
     named = await ask(client, "classify", image=SQUARE, categories=["circle", "square", "triangle"])
     assert (named["text"], named["category"]) == ("square", "square")
+    missed = await ask(client, "classify", image=SQUARE, categories=["cat", "dog"])
+    assert missed["category"] is None
     story = await ask(client, "story", image=CIRCLE)
     assert story["text"].startswith("Once upon a time there was a red circle.")
     examples = [{"image": SQUARE, "answer": "A blue square on a white background."}]
@@ -180,6 +182,13 @@ async def test_a_batch_of_mixed_tasks_gives_each_its_result_and_goes_on_past_bad
     rest = (await client.get(f"/v1/tasks/batches/{made['id']}/results", params={"after": 1, "limit": 1})).json()
     assert [entry["sequence_number"] for entry in rest["data"]] == [2]
     assert rest["has_more"] is True
+
+
+async def test_a_batch_says_too_that_no_category_was_named(client: httpx.AsyncClient) -> None:
+    made = await batch(client, [{"task": "classify", "image": SQUARE, "categories": ["cat", "dog"]}])
+    await finished(client, made["id"])
+    (entry,) = (await client.get(f"/v1/tasks/batches/{made['id']}/results")).json()["data"]
+    assert entry["result"]["category"] is None
 
 
 async def test_a_batch_s_results_can_be_followed_as_they_come(client: httpx.AsyncClient) -> None:
