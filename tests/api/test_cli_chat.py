@@ -70,7 +70,7 @@ def test_a_server_says_itself_why_it_lets_nobody_in(tmp_path: Path) -> None:
     with ServerProcess(tmp_path / "chat.db", "--require-key") as server:
         done = piped(tmp_path, "", "Hi", "--server", f"http://{server.address}", "--key", "wrong")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: A key is needed")
+    assert done.stderr.startswith("error: This key is not one of this server")
 
 
 def test_a_mistyped_picture_on_the_command_line_is_told_of_before_anything_is_loaded(tmp_path: Path) -> None:

@@ -272,7 +272,7 @@ def test_a_batch_without_output_is_printed(run: Run) -> None:
 def test_a_batch_that_is_killed_or_stopped_goes_on_with_nothing_twice_and_nothing_lost(
     run: Run, tmp_path: Path
 ) -> None:
-    count = 300
+    count = 900  # enough to be broken in on, however fast
     names = ["photo", "square", "triangle"]
     jobs = [{"task": "caption", "image": f"{names[number % 3]}.png", "id": number} for number in range(count)]
     (tmp_path / "jobs.jsonl").write_text("\n".join(map(json.dumps, jobs)))

@@ -204,7 +204,7 @@ def test_the_example_client_tells_what_the_server_says_of_a_key(database: Path) 
         for url in (server.url, server.url.replace("ws", "http", 1)):
             done = run_chat(url, "--key", "wrong", "--once", "Hello")
             assert done.returncode == 1
-            assert "A key is needed" in done.stderr
+            assert "This key is not one of this server" in done.stderr
             assert "Traceback" not in done.stderr
 
 
