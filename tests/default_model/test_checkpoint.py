@@ -91,12 +91,13 @@ def test_swapping_two_pictures_swaps_the_answers(speaker: Speaker) -> None:
 
 @pytest.fixture(scope="module")
 def orders(speaker: Speaker) -> Counter[str]:
-    return Counter(image_order(speaker, range(8)))
+    return Counter(image_order(speaker, range(300)))
 
 
 def test_image_order_holds_on_fresh_pairs(orders: Counter[str]) -> None:
-    """A small part of the evaluation; the card has the share over 300 pairs."""
-    assert orders["image order+"] == orders["image order"] > 0
+    """The same pairs as the evaluation's, held to its target."""
+    assert orders["image order"] > 290
+    assert orders["image order+"] >= 0.99 * orders["image order"]
 
 
 def test_it_remembers_an_earlier_picture(speaker: Speaker) -> None:
