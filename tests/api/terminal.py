@@ -4,6 +4,7 @@ import functools
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -33,6 +34,17 @@ CTRL_D = "\x04"
 PERSON_S = 0.3
 
 
+def heed_ctrl_c() -> None:
+    """In a child: what a shell puts in the background has children that ignore SIGINT, tests that it runs too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _sit_down(follower: int) -> None:
+    """In a child: make the terminal its controlling one, so that Ctrl-C is a signal there."""
+    os.login_tty(follower)
+    heed_ctrl_c()
+
+
 class Terminal:
     """`idefics-chat chat` typed into by a test. A context manager, which ends it."""
 
@@ -43,7 +55,7 @@ class Terminal:
             [*command, "chat", *arguments],
             cwd=folder,
             env=environment({"TERM": "xterm", "HOME": str(folder)}),
-            preexec_fn=functools.partial(os.login_tty, follower),  # its controlling terminal: Ctrl-C is a signal there
+            preexec_fn=functools.partial(_sit_down, follower),
         )
         os.close(follower)
         self.shown = ""

@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from idefics_chat.cli.main import app
 from tests.api.pictures import save_pictures
+from tests.api.terminal import heed_ctrl_c
 from tests.end_to_end.server_process import ServerProcess, environment
 
 CIRCLE = "A red circle on a white background."
@@ -310,6 +311,7 @@ def test_a_batch_that_is_killed_or_stopped_goes_on_with_nothing_twice_and_nothin
 def start_batch(folder: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [*COMMAND, "batch", "jobs.jsonl", "--output", "results.jsonl"],
+        preexec_fn=heed_ctrl_c,
         cwd=folder,
         env=environment(),
         stdout=subprocess.DEVNULL,
