@@ -58,6 +58,16 @@ def usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
+def main_memory() -> tuple[int | None, int | None]:
+    """Bytes of main memory, and of it those that can be had without swapping; within a container's limit."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines() if ":" in line)
+        total, free = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    except (OSError, KeyError, ValueError, IndexError):
+        return None, None
+    return _within_container(total, free)
+
+
 def get_backend(name: str = "auto") -> Backend:
     """The device of that name with what it has; "auto" takes an accelerator if there is one.
 
@@ -74,7 +84,7 @@ def get_backend(name: str = "auto") -> Backend:
             limit = torch.mps.recommended_max_memory()
             return Backend(device, "Apple GPU", 1, limit, limit - torch.mps.driver_allocated_memory())
         case _:
-            return Backend(device, f"{torch.get_num_threads()} threads", 1, *_main_memory())
+            return Backend(device, f"{torch.get_num_threads()} threads", 1, *main_memory())
 
 
 def need_of(config: PreTrainedConfig) -> Need:
@@ -158,16 +168,6 @@ def _of_accelerator(device: torch.device, kind: Any) -> Backend:
     return Backend(
         device, kind.get_device_name(0), count, sum(total for _, total in memory), sum(free for free, _ in memory)
     )
-
-
-def _main_memory() -> tuple[int | None, int | None]:
-    """Bytes of main memory, and of it those that can be had without swapping; within a container's limit."""
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines() if ":" in line)
-        total, free = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
-    except (OSError, KeyError, ValueError, IndexError):
-        return None, None
-    return _within_container(total, free)
 
 
 def _within_container(total: int, free: int, group: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:

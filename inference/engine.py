@@ -22,6 +22,7 @@ from uuid import uuid4
 import torch
 
 from idefics_chat.conversation.prompt import Prompt, TextRun
+from idefics_chat.inference.devices import main_memory
 from idefics_chat.inference.errors import EngineBusy, EngineStopped, GenerationFailed, ModelLoadError, PromptTooLong
 from idefics_chat.inference.families import family_of
 from idefics_chat.inference.family import Family
@@ -46,6 +47,9 @@ begins together: images are encoded in one forward then, and rows decode in step
 
 FREE_SHARE = 0.7
 """Of the memory that is free once the weights are loaded, what keys and values may take; the rest is for the steps."""
+
+COPIES_SHARE = 0.25
+"""Of the main memory that is free once the weights are loaded, what a second copy of those that are packed may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +76,15 @@ def create_engine(
     Without `limits` it may use most of the memory that is free on an accelerator; on a CPU, what `SchedulerLimits`
     says, or as much as one whole context takes if that is more. `compile_steps`: decode steps are compiled by torch
     when their shape is first met, which may take minutes; what it saves depends on the device. Without it, large linear
-    layers on an x86 CPU are packed in place: what else uses the model then rounds as they do.
+    layers on an x86 CPU are packed in place: what else uses the model then rounds as they do. Where memory is
+    plenty, float32 weights are kept as they were too, since one stream alone is faster with them.
     """
     family = family_of(loaded)
     if compile_steps:
         family.compile_decode()
     else:
-        pack_linears(loaded.model)
+        _, free_bytes = main_memory()
+        pack_linears(loaded.model, COPIES_SHARE * (free_bytes or 0))
     return LocalEngine(loaded, family, model_id or loaded.source, limits or fitting_limits(loaded))
 
 
