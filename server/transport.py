@@ -37,10 +37,15 @@ class ConnectionConfig(uvicorn.Config):
         self.connections = connections
 
 
-def watch_peers(listener: socket.socket, settings: ConnectionSettings) -> None:
-    """Bound what the kernel keeps for a peer that does not read, and let it end connections whose peer has gone without
-    a word: what was sent and never acknowledged ends them (Linux: TCP_USER_TIMEOUT). The connections that the listener
-    accepts inherit both."""
+def set_options(listener: socket.socket, settings: ConnectionSettings) -> None:
+    """What the kernel does for the connections that the listener accepts: they inherit it.
+
+    Every token is sent at once: by itself the kernel holds a small packet back until the one before is acknowledged,
+    which takes a client 40 ms, and asyncio only sets this where a socket names its protocol. What is kept for a peer
+    that does not read is bounded. A connection whose peer has gone without a word ends when what was sent is not
+    acknowledged (Linux: TCP_USER_TIMEOUT).
+    """
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         milliseconds = round(1000 * (settings.stalled_timeout_s + KERNEL_MARGIN_S))

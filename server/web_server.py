@@ -15,7 +15,7 @@ from idefics_chat.server.chat import ChatService
 from idefics_chat.server.settings import Settings
 from idefics_chat.server.start_error import StartError
 from idefics_chat.server.state import ServerState
-from idefics_chat.server.transport import ConnectionConfig, HttpConnection, WebsocketConnection, watch_peers
+from idefics_chat.server.transport import ConnectionConfig, HttpConnection, WebsocketConnection, set_options
 
 BACKLOG = 2048
 FRAME_HEADROOM = 2
@@ -104,7 +104,7 @@ def listen(settings: Settings) -> socket.socket:
         raise StartError(
             f"Cannot listen on {host}:{port} ({reason}); choose another with --port, or stop what runs there."
         ) from error
-    watch_peers(listener, settings)
+    set_options(listener, settings)
     return listener
 
 

@@ -235,6 +235,16 @@ async def test_a_silent_stream_carries_comments_and_ends_whole(tmp_path: Path) -
         writer.close()
 
 
+async def test_the_kernel_holds_no_small_packet_back(tmp_path: Path) -> None:
+    async with live_server(tmp_path) as live:
+        _, writer = await asyncio.open_connection("127.0.0.1", live.port)
+        await live.until(lambda: len(live.server.server_state.connections) == 1)
+        (connection,) = live.server.server_state.connections
+        accepted = connection.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+        writer.close()
+
+
 async def test_a_subscriber_who_stops_reading_costs_less_than_a_megabyte(tmp_path: Path) -> None:
     """What waits for it in this process: the transport's buffer. The log it reads is there once, for everybody."""
     async with live_server(tmp_path) as live:
