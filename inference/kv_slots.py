@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -112,11 +113,16 @@ class SlotTensors:
 
     def _empty(self, layer: int, rows: int, tokens: int) -> tuple[Tensor, Tensor]:
         size = (rows, self.shape.heads, tokens, self.shape.head_dim)
-        place = self.shape.devices[layer]
-        return (
-            torch.zeros(size, dtype=self.shape.dtype, device=place),
-            torch.zeros(size, dtype=self.shape.dtype, device=place),
-        )
+        place, dtype = self.shape.devices[layer], self.shape.dtype
+        return zeros(size, dtype, place), zeros(size, dtype, place)
+
+
+def zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As `torch.zeros`. On a CPU without writing them: numpy asks the system for zeroed memory, which is there once it
+    is used, in large pages where it can be. Torch's own writes all, which took the first request seconds."""
+    if device.type != "cpu" or 0 in size:
+        return torch.zeros(size, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros((*size[:-1], size[-1] * dtype.itemsize), np.uint8)).view(dtype)
 
 
 @dataclass(frozen=True, slots=True)
