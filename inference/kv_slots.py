@@ -4,11 +4,12 @@ Rows of running requests are kept together at the front, so that a decode step r
 without copying. Knows nothing of requests; what a row holds beyond its request's length is old and must be masked.
 """
 
+import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -118,11 +119,15 @@ class SlotTensors:
 
 
 def zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """As `torch.zeros`. On a CPU without writing them: numpy asks the system for zeroed memory, which is there once it
-    is used, in large pages where it can be. Torch's own writes all, which took the first request seconds."""
-    if device.type != "cpu" or 0 in size:
+    """As `torch.zeros`. On a CPU the system is asked for memory, which is zero and takes none until it is used: to
+    write all of it took the first request seconds. Raises torch.OutOfMemoryError where there is none."""
+    if device.type != "cpu" or 0 in size or not hasattr(mmap, "MAP_ANONYMOUS"):
         return torch.zeros(size, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros((*size[:-1], size[-1] * dtype.itemsize), np.uint8)).view(dtype)
+    try:
+        memory = mmap.mmap(-1, math.prod(size) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise torch.OutOfMemoryError(f"no memory for {size} of {dtype}") from error
+    return torch.frombuffer(memory, dtype=dtype).view(size)
 
 
 @dataclass(frozen=True, slots=True)
