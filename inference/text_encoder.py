@@ -10,6 +10,7 @@ last guard looks for control ids all the same, since a vocabulary may hold them 
 import json
 from bisect import bisect_left
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 from tokenizers import AddedToken, Tokenizer
@@ -18,6 +19,15 @@ from idefics_chat.inference.tokenizer_facts import TokenizerFacts
 
 BEFORE, AFTER = "\ue000\ue0ff\ue001", "\ue000\ue0fe\ue001"
 """The sentinels. Private-use code points: no normalizer changes them and no vocabulary has them."""
+
+REMEMBERED, SHORT = 4096, 1024
+"""How many texts are remembered, of at most so many characters each: the turns of a conversation come again with the
+next one."""
+
+Flags = tuple[bool, bool, bool]
+"""Of a control token, what matters to text beside it: `lstrip`, `rstrip`, `normalized`."""
+
+PLAIN: Flags = (False, False, False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +44,22 @@ class TextEncoder:
     def __init__(self, facts: TokenizerFacts) -> None:
         self._facts = facts
         self._forbidden = frozenset(facts.control_ids.values()) - {facts.unknown_id}
-        self._copies: dict[tuple[bool, ...], _Copy] = {}
+        self._copies: dict[tuple[Flags, Flags], _Copy] = {}
+        self._remembered = lru_cache(REMEMBERED)(self._encoded)
 
     def encode(self, text: str, before: AddedToken | None = None, after: AddedToken | None = None) -> EncodedText:
         """Ids of `text` as it stands between the control tokens `before` and `after` (None: any plain one).
 
         Lone surrogates, which no tokenizer takes, count as U+FFFD.
         """
+        encoded = self._remembered if len(text) <= SHORT else self._encoded
+        return encoded(text, _flags(before), _flags(after))
+
+    def _encoded(self, text: str, before: Flags, after: Flags) -> EncodedText:
         ids, starts = self._guarded(_without_lone_surrogates(text), 0, before, after)
         return EncodedText(tuple(ids), tuple(starts))
 
-    def _guarded(
-        self, text: str, offset: int, before: AddedToken | None, after: AddedToken | None
-    ) -> tuple[list[int], list[int]]:
+    def _guarded(self, text: str, offset: int, before: Flags, after: Flags) -> tuple[list[int], list[int]]:
         """Split a text that yields a control id, and try again: a control token needs all of its characters. One
         character that is a control token by itself yields nothing."""
         if not text:
@@ -57,15 +70,14 @@ class TextEncoder:
         if len(text) == 1:
             return [], []
         middle = len(text) // 2
-        left, left_starts = self._guarded(text[:middle], offset, before, None)
-        right, right_starts = self._guarded(text[middle:], offset + middle, None, after)
+        left, left_starts = self._guarded(text[:middle], offset, before, PLAIN)
+        right, right_starts = self._guarded(text[middle:], offset + middle, PLAIN, after)
         return left + right, left_starts + right_starts
 
-    def _copy(self, before: AddedToken | None, after: AddedToken | None) -> "_Copy":
-        flags = (*_flags(before), *_flags(after))
-        if flags not in self._copies:
-            self._copies[flags] = _Copy(self._facts, before, after)
-        return self._copies[flags]
+    def _copy(self, before: Flags, after: Flags) -> "_Copy":
+        if (before, after) not in self._copies:
+            self._copies[before, after] = _Copy(self._facts, before, after)
+        return self._copies[before, after]
 
 
 FOREIGN = -1
@@ -79,7 +91,7 @@ class _Copy:
     beside them, and whether the text counts as one piece with them when it is normalized.
     """
 
-    def __init__(self, facts: TokenizerFacts, before: AddedToken | None, after: AddedToken | None) -> None:
+    def __init__(self, facts: TokenizerFacts, before: Flags, after: Flags) -> None:
         state = json.loads(facts.backend.to_str())
         kept = [token for token in state["added_tokens"] if not token["content"].strip()]
         state.update(added_tokens=[], truncation=None, padding=None, post_processor=None)
@@ -110,12 +122,12 @@ def run_lengths(starts: tuple[int, ...], ends: list[int]) -> list[int]:
     return [later - earlier for earlier, later in pairwise(cuts)]
 
 
-def _flags(token: AddedToken | None) -> tuple[bool, bool, bool]:
-    return (False, False, False) if token is None else (token.lstrip, token.rstrip, token.normalized)
+def _flags(token: AddedToken | None) -> Flags:
+    return PLAIN if token is None else (token.lstrip, token.rstrip, token.normalized)
 
 
-def _sentinel(content: str, like: AddedToken | None) -> AddedToken:
-    lstrip, rstrip, normalized = _flags(like)
+def _sentinel(content: str, flags: Flags) -> AddedToken:
+    lstrip, rstrip, normalized = flags
     return AddedToken(content, lstrip=lstrip, rstrip=rstrip, normalized=normalized, special=True)
 
 
