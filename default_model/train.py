@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from functools import partial
 from pathlib import Path
 
@@ -49,6 +50,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--go-on-from", type=Path, help="checkpoint whose weights to start from")
     parser.add_argument("--hold-out", action="store_true", help=f"train without {len(HELD_OUT)} colour-shape pairs")
     return parser.parse_args()
+
+
+def keep_settings(args: argparse.Namespace) -> None:
+    """Notes in the folder what its pictures follow from. Raises SystemExit where it holds those of other settings:
+    their latents would be taught as those of other scenes."""
+    told = {"seed": args.seed, "scenes": args.scenes, "hold_out": args.hold_out}
+    kept = args.output / "settings.json"
+    if kept.exists() and (before := json.loads(kept.read_text())) != told:
+        raise SystemExit(f"{args.output} was begun with {before}, not {told}: give the same, or another --output.")
+    kept.write_text(json.dumps(told) + "\n")
 
 
 def pick_device(name: str) -> torch.device:
@@ -102,6 +113,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     device = pick_device(args.device)
     args.output.mkdir(parents=True, exist_ok=True)
+    keep_settings(args)
     excluded = HELD_OUT if args.hold_out else frozenset()
     pool_path, text_path = args.output / "pictures.npy", args.output / "text.pt"
     if not (args.output / "checkpoint" / "tokenizer.json").exists():
