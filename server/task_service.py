@@ -77,12 +77,8 @@ class TaskService:
         """The task with its images, checked."""
         turn = self._check(create)
         messages, images = await self._preparation.check_input(owner_id, turn, None)
-        data = {image.digest: image.data for image in images}
-
-        async def load(digest: str) -> bytes:
-            return data[digest]
-
-        return Order(create.task_of(messages[0].digests), load, settings_of(create))
+        load_image = self._preparation.image_loader(images)
+        return Order(create.task_of(messages[0].digests), load_image, settings_of(create))
 
     def _check(self, create: TaskCreate, where: str = "") -> Turn:
         """The task's images and texts, as a turn that nobody will answer.

@@ -135,6 +135,15 @@ class TurnPreparation:
         checked, images = await self.images.check_messages(owner_id, turn.input)
         return self._linked(checked, parent_id), images
 
+    def image_loader(self, at_hand: Sequence[StoredImage]) -> ImageLoader:
+        """Of these images, which the store may not have, and of those that it has."""
+        own = {image.digest: image.data for image in at_hand}
+
+        async def load(digest: str) -> bytes:
+            return own[digest] if digest in own else await self._store.image_data(digest)
+
+        return load
+
     async def count_tokens(self, owner_id: str, turn: Turn) -> int:
         """The tokens of the prompt that the turn would have now.
 
@@ -165,7 +174,7 @@ class TurnPreparation:
     ) -> PreparedTurn:
         if not messages and (not history or history[-1].role != "user"):
             raise ApiError("missing_required_parameter", "There is nothing to answer; add input.", "input")
-        load_image = self._image_loader(at_hand)
+        load_image = self.image_loader(at_hand)
         max_output_tokens = turn.max_output_tokens or self._default_max_output_tokens
         fitted = await fit_prompt(
             self._engine,
@@ -220,12 +229,3 @@ class TurnPreparation:
             messages.append(message)
             parent_id = message.id
         return tuple(messages)
-
-    def _image_loader(self, images: Sequence[StoredImage]) -> ImageLoader:
-        """Of these images, which the store may not have, and of those that it has."""
-        own = {image.digest: image.data for image in images}
-
-        async def load(digest: str) -> bytes:
-            return own[digest] if digest in own else await self._store.image_data(digest)
-
-        return load

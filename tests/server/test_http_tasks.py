@@ -184,6 +184,16 @@ async def test_a_batch_of_mixed_tasks_gives_each_its_result_and_goes_on_past_bad
     assert rest["has_more"] is True
 
 
+async def test_an_uploaded_image_can_be_asked_about(client: httpx.AsyncClient) -> None:
+    data = base64.b64decode(SQUARE.partition(",")[2])
+    uploaded = await client.post("/v1/files", files={"file": ("a.png", data)}, data={"purpose": "vision"})
+    file_id = uploaded.json()["id"]
+    assert (await ask(client, "caption", image=file_id))["text"] == "A blue square on a white background."
+    made = await batch(client, [{"task": "caption", "image": file_id}])
+    state = await finished(client, made["id"])
+    assert (state["completed"], state["failed"]) == (1, 0)
+
+
 async def test_a_batch_says_too_that_no_category_was_named(client: httpx.AsyncClient) -> None:
     made = await batch(client, [{"task": "classify", "image": SQUARE, "categories": ["cat", "dog"]}])
     await finished(client, made["id"])
