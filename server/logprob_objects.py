@@ -25,6 +25,18 @@ def whole_logprobs(tokens: Sequence[TokenLogprob]) -> list[Json]:
     ]
 
 
+def without_logprobs(value: Any) -> Any:
+    """A JSON value with every list of log-probabilities in it empty."""
+    if isinstance(value, list):
+        return [without_logprobs(item) for item in value]
+    if isinstance(value, dict):
+        return {
+            name: [] if name == "logprobs" and isinstance(item, list) else without_logprobs(item)
+            for name, item in value.items()
+        }
+    return value
+
+
 def _token(token: TokenLogprob) -> Json:
     return {"token": token.text, "logprob": token.logprob}
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from idefics_chat.server.client_json import WireModel, validate
+from idefics_chat.server.conversation_objects import Metadata
 from idefics_chat.server.errors import ApiError
 from idefics_chat.server.input_items import InputItem, read_input
 from idefics_chat.server.sampling_fields import AnswerFields
@@ -45,7 +46,7 @@ class ResponseCreate(AnswerFields):
     include: list[str] | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     truncation: Literal["auto", "disabled"] | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
     generate: bool = True
     store: bool | None = None
     background: bool | None = None

@@ -33,6 +33,7 @@ from idefics_chat.server.socket_frames import (
     Send,
     SocketLimits,
     on_lane,
+    within_message,
 )
 from idefics_chat.storage.store import Store
 
@@ -175,7 +176,7 @@ class ResponsesSocket(SocketConnection):
     async def _send_all(self, events: LogReader, stream_id: str | None) -> None:
         with events:
             async for event in events:
-                await self._send_text(on_lane(event.payload, stream_id))
+                await self._send_text(on_lane(await within_message(event.payload), stream_id))
 
     async def _show(self, frames: AsyncGenerator[str, None], stream_id: str | None) -> None:
         """A subscription to its end; one that fails says so on its lane."""

@@ -1,6 +1,7 @@
 """What the websockets have in common: how frames come and go, and how large they may be. Knows no web framework."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,9 +9,13 @@ from typing import Any
 from idefics_chat.server.client_json import parse_json
 from idefics_chat.server.errors import ApiError
 from idefics_chat.server.json_text import compact
+from idefics_chat.server.logprob_objects import without_logprobs
 
 OFF_LOOP_CHARACTERS = 2**20
 """Frames longer than this are parsed in a thread."""
+
+MESSAGE_BYTES = 2**20
+"""What clients take in one message where they did not ask for more, the `websockets` library's among them."""
 
 Receive = Callable[[], Awaitable[str | bytes | None]]
 """The next frame; None when the client has gone."""
@@ -77,3 +82,11 @@ def on_lane(payload: str, stream_id: str | None) -> str:
     if stream_id is None:
         return payload
     return f'{payload[:-1]},"stream_id":{compact(stream_id)}}}'
+
+
+async def within_message(payload: str) -> str:
+    """An event's JSON text as clients can take it: a larger one leaves out the log-probabilities of the whole answer,
+    which its pieces have told already."""
+    if len(payload) < MESSAGE_BYTES // 4 or len(payload.encode()) < MESSAGE_BYTES:
+        return payload
+    return await asyncio.to_thread(lambda: compact(without_logprobs(json.loads(payload))))

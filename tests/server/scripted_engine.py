@@ -58,9 +58,10 @@ class ScriptedGeneration:
                 said.append(word)
                 yield TextDelta(word)
                 continue
-            reason: FinishReason = word.finish_reason if isinstance(word, GenerationResult) else "stop"
+            ended = word if isinstance(word, GenerationResult) else GenerationResult("", (), "stop", Usage())
             usage = Usage(input_tokens=sum(count(self.request.prompt)), output_tokens=len(said))
-            yield GenerationResult("".join(said), tuple(range(len(said))), reason, usage)
+            ids = tuple(range(len(said)))
+            yield GenerationResult("".join(said), ids, ended.finish_reason, usage, ended.choices)
             return
 
 

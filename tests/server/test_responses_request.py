@@ -148,6 +148,7 @@ def test_the_other_commands() -> None:
         ({"on_disconnect": "sulk"}, "invalid_value", "on_disconnect"),
         ({"on_disconnect": -1}, "invalid_value", "on_disconnect"),
         ({"top_logprobs": 21}, "invalid_value", "top_logprobs"),
+        ({"metadata": {str(n): "a" for n in range(17)}}, "invalid_value", "metadata"),
         ({"background": True}, "unsupported_value", "background"),
         ({"metadata": {"a": 1}}, "invalid_value", "metadata.a"),
     ],

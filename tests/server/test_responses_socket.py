@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from idefics_chat.inference.requests import Choice, GenerationResult, TokenLogprob, Usage
 from idefics_chat.server import responses_socket
 from idefics_chat.server.responses_socket import ResponsesSocket
 from idefics_chat.server.socket_frames import ClientGone, SocketLimits, on_lane
@@ -29,6 +30,7 @@ class Line:
     arriving: asyncio.Queue[str | bytes | None] = field(default_factory=asyncio.Queue)
     sent: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
     gone: bool = False
+    largest: int = 0
 
     def say(self, kind: str, **fields: Any) -> None:
         self.arriving.put_nowait(json.dumps({"type": kind, **fields}))
@@ -36,6 +38,7 @@ class Line:
     async def send(self, text: str) -> None:
         if self.gone:
             raise ClientGone
+        self.largest = max(self.largest, len(text.encode()))
         frame = json.loads(text)
         check_frame(frame)
         self.sent.put_nowait(frame)
@@ -70,6 +73,21 @@ async def test_turns_without_a_lane_run_one_after_another(world: World) -> None:
         await line.until("response.completed")
         (await world.engine.turn(1)).end()
         await line.until("response.completed")
+
+
+async def test_no_event_is_larger_than_clients_take(world: World) -> None:
+    likely = TokenLogprob(7, "ä".encode(), -0.5, (TokenLogprob(8, b" dog", -1.5),) * 20)
+    choice = Choice("ä", (7,), "stop", (likely,) * 1000)
+    async with connected(world) as line:
+        line.say("response.create", input="Hi", top_logprobs=20)
+        generation = await world.engine.turn(0)
+        generation.say("ä")
+        generation.words.put_nowait(GenerationResult("ä", (7,), "stop", Usage(), (choice,)))
+        done = await line.until("response.completed")
+    stored = await world.store.events(done["response"]["id"])
+    assert max(len(event.payload) for event in stored) > 2**20
+    assert line.largest < 2**20
+    assert done["response"]["output"][0]["content"][0]["text"] == "ä"
 
 
 async def test_lanes_run_beside_each_other_and_each_event_names_its_lane(world: World) -> None:
