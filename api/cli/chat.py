@@ -215,8 +215,7 @@ class _Talk:
 
     def _tell(self, items: list[Json]) -> None:
         for item in items:
-            spoken = " ".join(part.get("text") or "[image]" for part in item["content"])
-            self._console.print(f"{'> ' if item['role'] == 'user' else ''}{printable(spoken)}", markup=False)
+            self._console.print(printable(spoken(item)), markup=False)
 
     def _write(self, piece: str) -> None:
         sys.stdout.write(printable(piece))
@@ -297,6 +296,12 @@ def _line_editing(person: bool) -> Iterator[None]:
         readline.set_history_length(1000)
         with contextlib.suppress(OSError):
             readline.write_history_file(path)
+
+
+def spoken(item: Json) -> str:
+    """What was said in a message, on one line, with a mark before a user's."""
+    parts = ("[image]" if part["type"] == "input_image" else part["text"] for part in item["content"])
+    return ("> " if item["role"] == "user" else "") + " ".join(parts)
 
 
 def _listed(conversation: Json) -> str:

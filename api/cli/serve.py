@@ -1,6 +1,7 @@
 """`idefics-chat serve`: the server, with a flag for every setting, and what a person sees of its start."""
 
 import inspect
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,8 @@ from rich.console import Console
 from idefics_chat.cli.common import Config, run_to_end, settings_of
 from idefics_chat.server.settings import SECTIONS, Settings
 from idefics_chat.server.settings_sources import described, flag_of, shown_value
+
+PROGRAM = "idefics-chat"
 
 
 def serve(config: Path | None = None, **flags: Any) -> None:
@@ -23,7 +26,7 @@ def serve(config: Path | None = None, **flags: Any) -> None:
     from idefics_chat.server.serving import serve as run
 
     set_up_logs(settings.log_format, settings.log_level)
-    run_to_end(run(settings, _TerminalReporter()))
+    run_to_end(run(settings, _TerminalReporter(settings)))
 
 
 def _parameters() -> list[inspect.Parameter]:
@@ -55,8 +58,11 @@ serve.__signature__ = inspect.Signature(_parameters())  # type: ignore[attr-defi
 class _TerminalReporter:
     """Shows the start to a person."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        typed = Path(sys.argv[0])
+        self._command = str(typed) if typed.name == PROGRAM else PROGRAM
+        self._key = " --key KEY" if settings.require_key else ""
 
     def loading(self, model: str, url: str) -> None:
         self._console.print(f"Loading [bold]{model}[/bold] ...")
@@ -66,5 +72,5 @@ class _TerminalReporter:
             f"[green]Ready.[/green] [bold]{model}[/bold] answers at [bold]{url}/v1/responses[/bold]\n"
             f"Conversations are kept in {database}. Press Ctrl-C to stop.\n\n"
             "Talk to it from a second terminal:\n"
-            f'  .venv/bin/python client_example/chat.py photo.png "What is in this image?" --url {url}/v1/responses'
+            f"  {self._command} chat --server {url.replace('ws', 'http', 1)}{self._key}"
         )

@@ -4,6 +4,7 @@ import re
 import subprocess
 from pathlib import Path
 
+from idefics_chat.cli.chat import spoken
 from tests.api.pictures import save_pictures
 from tests.api.terminal import COMMAND, CTRL_C, CTRL_D, SLOW_COMMAND, Terminal
 from tests.end_to_end.server_process import ServerProcess, environment
@@ -35,6 +36,7 @@ def test_a_chat_is_held_kept_and_gone_on_with(tmp_path: Path) -> None:
         assert first.returncode == 0, first.stderr
         answers = first.stdout.splitlines()
         assert answers[:3] == [CIRCLE, "Red.", "Red."]
+        assert f"idefics-chat chat --server {url}\n" in server.output  # as a new user is told
         assert "There is no command /dance" in first.stderr
         conversation = answers[3].split()[0]
         assert conversation.startswith("conv_")
@@ -49,6 +51,12 @@ def test_a_chat_is_held_kept_and_gone_on_with(tmp_path: Path) -> None:
     gone = piped(tmp_path, "Hi\n", "--server", url)
     assert gone.returncode == 1
     assert "No answer from" in gone.stderr
+
+
+def test_an_answer_without_a_word_is_shown_as_none() -> None:
+    asked = {"role": "user", "content": [{"type": "input_image"}, {"type": "input_text", "text": "What?"}]}
+    assert spoken(asked) == "> [image] What?"
+    assert spoken({"role": "assistant", "content": [{"type": "output_text", "text": ""}]}) == ""
 
 
 def _leave_pictures_out(folder: Path, url: str) -> None:
