@@ -21,6 +21,7 @@ from uuid import uuid4
 
 import torch
 
+from idefics_chat.conversation.images import ImageLimits
 from idefics_chat.conversation.prompt import Prompt, TextRun
 from idefics_chat.inference.devices import main_memory
 from idefics_chat.inference.errors import EngineBusy, EngineStopped, GenerationFailed, ModelLoadError, PromptTooLong
@@ -56,12 +57,13 @@ COPIES_SHARE = 0.25
 class EngineLimits:
     """What an engine may use: requests waiting beside those that run, and what the scheduler may use. Where there is a
     `feature_folder`, image features outlive the process there, in at most `feature_disk_bytes`; it must not be another
-    engine's at the same time."""
+    engine's at the same time. Images of more than `max_image_pixels` are refused with ImageTooLarge."""
 
     max_waiting: int = 64
     scheduler: SchedulerLimits = field(default_factory=SchedulerLimits)
     feature_folder: Path | None = None
     feature_disk_bytes: int = 1024**3
+    max_image_pixels: int = ImageLimits().max_pixels
 
 
 def create_engine(
@@ -126,7 +128,7 @@ class LocalEngine:
         self._scheduler = Scheduler(
             self._family, limits.scheduler, context, keep_features=keep, fixed_shapes=family.is_compiled
         )
-        self._images = ImagePreparation(family, self._stored, self._scheduler.features_of)
+        self._images = ImagePreparation(family, self._stored, self._scheduler.features_of, limits.max_image_pixels)
         self._outbox = Outbox()
         self._arrived: list[Job] = []
         self._forgotten: list[str] = []

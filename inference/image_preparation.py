@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from idefics_chat.conversation.images import decode_image
+from idefics_chat.conversation.images import ImageLimits, decode_image
 from idefics_chat.conversation.prompt import Prompt
 from idefics_chat.inference.devices import usable_cpus
 from idefics_chat.inference.errors import EngineStopped
@@ -19,22 +19,30 @@ from idefics_chat.inference.feature_files import FeatureStore
 from idefics_chat.inference.requests import ImageLoader
 
 KNOWN_IMAGES = 100_000
-"""Images whose place in a prompt is remembered, a few dozen bytes each."""
+"""Images whose place in a prompt is remembered, about a hundred bytes each: those that are divided alike share their
+ids."""
 
 ReadyImages = dict[str, PreparedImage | EncodedImage]
 """Images by digest, encoded or ready to be."""
 
 
 class ImagePreparation:
-    """For one model. `stored` are features on disk, if there are any; `known` gives those in memory."""
+    """For one model. `stored` are features on disk, if there are any; `known` gives those in memory. An image of more
+    than `max_pixels` is not decoded."""
 
     def __init__(
-        self, family: Family, stored: FeatureStore | None, known: Callable[[str], EncodedImage | None]
+        self,
+        family: Family,
+        stored: FeatureStore | None,
+        known: Callable[[str], EncodedImage | None],
+        max_pixels: int,
     ) -> None:
         self._family = family
         self._stored = stored
         self._known = known
+        self._limits = ImageLimits(max_pixels=max_pixels)
         self._token_ids: OrderedDict[str, tuple[int, ...]] = OrderedDict()
+        self._shared_ids: dict[tuple[int, ...], tuple[int, ...]] = {}
         # As many as there are cores: more would only take the interpreter's lock from one another.
         self._workers = ThreadPoolExecutor(usable_cpus(), "idefics-chat images")
         self._is_closed = False
@@ -74,7 +82,7 @@ class ImagePreparation:
             return found[1]
         if load is None:
             raise ValueError("this model's images differ in length; counting one that was never seen needs its bytes")
-        work = partial(_prepared, self._family, await load(digest))
+        work = partial(_prepared, self._family, self._limits, await load(digest))
         if self._is_closed:
             raise EngineStopped
         image = await asyncio.get_running_loop().run_in_executor(self._workers, work)
@@ -82,10 +90,10 @@ class ImagePreparation:
         return image
 
     def _remember(self, digest: str, token_ids: tuple[int, ...]) -> None:
-        self._token_ids[digest] = token_ids
+        self._token_ids[digest] = self._shared_ids.setdefault(token_ids, token_ids)
         while len(self._token_ids) > KNOWN_IMAGES:
             self._token_ids.popitem(last=False)
 
 
-def _prepared(family: Family, data: bytes) -> PreparedImage:
-    return family.prepare(decode_image(data))
+def _prepared(family: Family, limits: ImageLimits, data: bytes) -> PreparedImage:
+    return family.prepare(decode_image(data, limits))

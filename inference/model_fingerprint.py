@@ -1,6 +1,7 @@
 """What decides an image's features: the model, how it reads images, and how precisely it computes."""
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -31,10 +32,18 @@ def features_fingerprint(loaded: LoadedModel) -> str:
         repr(sorted(loaded.image_processor.to_dict().items(), key=lambda item: item[0])),
     ]
     checksum = hashlib.sha256("\n".join(parts).encode())
-    for name, tensor in model.state_dict().items():
+    for name, tensor in _weights(model):
         checksum.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         checksum.update(_sample(tensor))
     return checksum.hexdigest()
+
+
+def _weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """What `state_dict` holds, a module at a time: a packed one is copied for it."""
+    for name, module in model.named_modules(remove_duplicate=False):
+        own: dict[str, torch.Tensor] = {}
+        module._save_to_state_dict(own, f"{name}." if name else "", False)
+        yield from own.items()
 
 
 def _sample(tensor: torch.Tensor) -> bytes:

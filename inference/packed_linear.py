@@ -76,9 +76,11 @@ def pack_linears(model: nn.Module, spare_bytes: float = math.inf, least_elements
     ]
     copied = [module.weight.nbytes for *_, module in found if module.weight.dtype == torch.float32]
     keep_plain = sum(copied) <= spare_bytes
-    for parent, name, module in found:
+    packed = len(found)
+    while found:  # a layer that is packed is let go of at once, or there would be two of all of them for a while
+        parent, name, module = found.pop()
         setattr(parent, name, PackedLinear(module, keep_plain and module.weight.dtype == torch.float32))
-    return len(found)
+    return packed
 
 
 def can_pack() -> bool:

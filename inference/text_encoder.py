@@ -20,9 +20,9 @@ from idefics_chat.inference.tokenizer_facts import TokenizerFacts
 BEFORE, AFTER = "\ue000\ue0ff\ue001", "\ue000\ue0fe\ue001"
 """The sentinels. Private-use code points: no normalizer changes them and no vocabulary has them."""
 
-REMEMBERED, SHORT = 4096, 1024
+REMEMBERED, SHORT = 2048, 256
 """How many texts are remembered, of at most so many characters each: the turns of a conversation come again with the
-next one."""
+next one. A few megabytes, and at the worst, where every byte is a token, 150."""
 
 Flags = tuple[bool, bool, bool]
 """Of a control token, what matters to text beside it: `lstrip`, `rstrip`, `normalized`."""

@@ -1,6 +1,7 @@
 """Makes the engine that the settings ask for."""
 
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,6 +62,8 @@ def engine_limits(settings: Settings, fitting: "EngineLimits") -> "EngineLimits"
         scheduler=scheduler,
         feature_folder=settings.image_features_folder,
         feature_disk_bytes=settings.image_features_disk_bytes,
+        # Images are checked where they come in, perhaps under another setting than today's.
+        max_image_pixels=sys.maxsize,
     )
 
 

@@ -1,6 +1,7 @@
 """Packed linear layers compute what the layers compute that they were made of."""
 
 import math
+import weakref
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +74,20 @@ def test_weights_are_kept_twice_only_where_memory_allows() -> None:
     copies = 3 * 256 * 256 * 4
     short, enough = ({name for name, _ in packed(spare).named_parameters()} for spare in (copies - 1, copies))
     assert enough - short == {"one.weight", "other.weight"}
+
+
+def test_a_layer_that_is_packed_is_let_go_of_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.ModuleList(nn.Linear(256, 256) for _ in range(6))
+    layers, most = [weakref.ref(layer) for layer in model], []
+    right = PackedLinear.__init__
+
+    def counting(self: PackedLinear, *arguments: Any) -> None:
+        most.append(sum(layer() is not None for layer in layers) + len(most))
+        right(self, *arguments)
+
+    monkeypatch.setattr(PackedLinear, "__init__", counting)
+    assert pack_linears(model, 0) == 6
+    assert max(most) <= 6 + 1
 
 
 @pytest.mark.parametrize("spare_bytes", [0.0, math.inf])

@@ -1,6 +1,7 @@
 """Settings: flags over environment over file over defaults, and every one of them documented."""
 
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,8 @@ def test_the_engine_may_use_what_the_settings_say_and_else_what_fits(tmp_path: P
     limits = engine_limits(wanted, fitting)
     assert (limits.scheduler.kv_bytes, limits.scheduler.max_running, limits.max_waiting) == (5, 2, 3)
     assert limits.feature_folder == tmp_path
-    defaults = EngineLimits()
+    # An image that was taken in once is shown ever after, whatever the setting says by then.
+    defaults = EngineLimits(max_image_pixels=sys.maxsize)
     assert engine_limits(Settings(), defaults) == defaults
 
 
