@@ -26,6 +26,7 @@ from idefics_chat.inference.kv_slots import (
     attention_mask,
     position_ids,
 )
+from idefics_chat.inference.precision import execution_device
 
 
 class Idefics:
@@ -38,6 +39,7 @@ class Idefics:
 
     def __init__(self, model: Any, image_processor: Any, image_token_id: int) -> None:
         self._model = model
+        self._device = execution_device(model)
         self._image_processor = image_processor
         self.fixed_image_tokens: tuple[int, ...] | None = (image_token_id,)
         self._embeddings_name = "perceiver_embeddings" if model.config.use_resampler else "image_encoder_embeddings"
@@ -59,7 +61,7 @@ class Idefics:
         """For each projection of the cross-attention layers, in order, its output `(latents, width)`."""
         inner = self._model.model
         pixels = torch.cat([image.inputs["pixel_values"] for image in prepared])
-        pixels = pixels.to(self._model.device, self._model.dtype)
+        pixels = pixels.to(self._device, self._model.dtype)
         features: Tensor = inner.vision_model(pixel_values=pixels).last_hidden_state
         if self._model.config.use_resampler:
             features = inner.perceiver_resampler(features)
@@ -153,7 +155,7 @@ class Idefics:
     ) -> Tensor:
         """Logits `(rows, keep, vocabulary)`. The stock forward wants embeddings of the images' shape, and asks the
         projections for what to make of them; those give what was projected before."""
-        model, device = self._model, self._model.device
+        model, device = self._model, self._device
         width = model.config.vision_config.embed_dim
         shape = torch.zeros((), dtype=model.dtype, device=device).expand(len(ids), sees.shape[-1], self._latents, width)
         for projection, ready in zip(self._projections, projected, strict=True):
@@ -196,8 +198,7 @@ class _Projection(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = self.inner.weight.device
-        return device
+        return execution_device(self.inner)
 
     def project(self, features: Tensor) -> Tensor:
         """Project features `(images, tokens, width in)` to `(images, tokens, width out)`."""
@@ -224,7 +225,7 @@ def _cache_shape(model: Any) -> CacheShape:
         heads=config.num_attention_heads,
         head_dim=config.hidden_size // config.num_attention_heads,
         dtype=model.dtype,
-        devices=tuple(next(layer.parameters()).device for layer in model.model.layers),
+        devices=tuple(execution_device(layer) for layer in model.model.layers),
     )
 
 

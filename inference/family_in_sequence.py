@@ -25,6 +25,7 @@ from idefics_chat.inference.kv_slots import (
     attention_mask,
     position_ids,
 )
+from idefics_chat.inference.precision import execution_device
 
 IMAGE = "<image>"
 FAKE = "<fake_token_around_image>"
@@ -43,6 +44,7 @@ class InSequence:
 
     def __init__(self, model: Any, image_processor: Any, encode_runs: EncodeRuns) -> None:
         self._model = model
+        self._device = execution_device(model)
         self._image_processor = image_processor
         self._encode_runs = encode_runs
         self._embed = model.get_input_embeddings()
@@ -62,7 +64,7 @@ class InSequence:
     def encode(self, prepared: Sequence[PreparedImage]) -> list[EncodedImage]:
         """Features `(image tokens, hidden)`."""
         names = list(prepared[0].inputs)
-        inputs = {name: torch.cat([image.inputs[name] for image in prepared]).to(self._model.device) for name in names}
+        inputs = {name: torch.cat([image.inputs[name] for image in prepared]).to(self._device) for name in names}
         found = self._model.get_image_features(**inputs, return_dict=True).pooler_output
         features = torch.cat([part.reshape(-1, part.shape[-1]) for part in found])
         wanted = [image.token_ids.count(self._model.config.image_token_id) for image in prepared]
@@ -76,7 +78,7 @@ class InSequence:
         width = self._embed.weight.shape[1]
         if len(tensors) != 1 or tensors[0].dim() != 2 or tensors[0].shape[1] != width:
             return None
-        return EncodedImage((tensors[0].to(self._model.device),))
+        return EncodedImage((tensors[0].to(self._device),))
 
     def places(self, images: Sequence[str | None]) -> list[Place | None]:
         """For each image token its image and a count: one image's rows in order, and on from there where the same
@@ -113,7 +115,7 @@ class InSequence:
         step: Chunk,
         keep: int = 1,
     ) -> Tensor:
-        embeddings = self._embed(torch.tensor([step.filled_up(row) for row in ids], device=self._model.device))
+        embeddings = self._embed(torch.tensor([step.filled_up(row) for row in ids], device=self._device))
         for row, shown in zip(embeddings, map(step.filled_up, places), strict=True):
             for digest in {place[0] for place in shown if place is not None}:
                 features = images[digest].tensors[0].to(embeddings.device, embeddings.dtype)
@@ -123,7 +125,7 @@ class InSequence:
         return self._forward(embeddings, slots, step, keep)
 
     def decode(self, ids: Sequence[int], slots: SlotTensors, step: DecodeStep) -> Tensor:
-        embeddings = self._embed(torch.tensor(ids, device=self._model.device)[:, None])
+        embeddings = self._embed(torch.tensor(ids, device=self._device)[:, None])
         return self._forward(embeddings, slots, step, 1)[:, 0]
 
     @property
@@ -170,6 +172,6 @@ def _cache_shape(model: Any) -> CacheShape:
         heads=config.num_key_value_heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
         dtype=model.dtype,
-        devices=tuple(next(layer.parameters()).device for layer in model.model.text_model.layers),
+        devices=tuple(execution_device(layer) for layer in model.model.text_model.layers),
         window=getattr(config, "sliding_window", None),
     )

@@ -71,6 +71,17 @@ def device_map(device_name: str, device: torch.device) -> str | dict[str, torch.
     return "auto" if device_name == "auto" and device.type in ("cuda", "xpu") else {"": device}
 
 
+def execution_device(module: nn.Module) -> torch.device:
+    """Where a module computes. Weights that accelerate keeps in main memory lie on no device in between: then its hook
+    knows where they go."""
+    parameter = next(module.parameters())
+    if parameter.device.type != "meta":
+        return parameter.device
+    hooks = (getattr(part, "_hf_hook", None) for part in module.modules())
+    places = (getattr(hook, "execution_device", None) for hook in hooks)
+    return next((torch.device(place) for place in places if place is not None), parameter.device)
+
+
 def quantization_config(
     quantization: str | None, config: PreTrainedConfig, dtype: torch.dtype, device: torch.device
 ) -> Any:

@@ -1,9 +1,13 @@
 """The families whose images stand in the sequence: their prompts beside their own processors, and whole answers."""
 
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Idefics2Processor, Idefics3Processor
@@ -16,6 +20,7 @@ from idefics_chat.inference.families import family_of
 from idefics_chat.inference.loader import load_model
 from idefics_chat.inference.prompt_encoder import PromptEncoder
 from idefics_chat.inference.requests import GenerationRequest
+from idefics_chat.inference.scheduler import Scheduler, SchedulerLimits
 
 TEMPLATE = (
     "{bos}{% for message in messages %}{{message['role'].capitalize()}}"
@@ -176,3 +181,18 @@ async def test_an_image_that_was_never_seen_is_counted_with_its_bytes(case: Case
             await engine.count_tokens(prompt)
     counted = await engine.count_tokens(prompt, album.load)
     assert counted == await engine.count_tokens(prompt)
+
+
+def test_a_model_whose_weights_wait_in_main_memory_answers_as_a_whole_one(kit: Any) -> None:
+    """accelerate leaves such weights on no device until they are used, as where a GPU is too small for them."""
+    waiting = accelerate.cpu_offload(deepcopy(kit.loaded.model), torch.device("cpu"))
+    assert next(waiting.parameters()).device.type == "meta"
+    family = family_of(replace(kit.loaded, model=waiting))
+    scheduler = Scheduler(family, SchedulerLimits(max_running=4), 200)
+    prompts = [[*kit.text(range(seed, seed + 5)), *kit.image(digest * 64)] for seed, digest in enumerate("ab")]
+    jobs = [kit.job(tokens, 6) for tokens in prompts]
+    for job in jobs:
+        scheduler.submit(job)
+    while not scheduler.is_idle:
+        scheduler.step()
+    assert [list(job.sink.results[0].token_ids) for job in jobs] == [kit.reference(tokens, 6) for tokens in prompts]
