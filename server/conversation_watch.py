@@ -2,7 +2,8 @@
 
 The frames of one subscription form one stream. Each frame with a `cursor` can be gone on from, by another connection or
 after a restart: the cursor is the id of the last item, or a response's id and the number of its last event. Nothing
-comes twice and nothing is left out, because ids sort by the time they were made and all is looked up in the store.
+that was said comes twice or is left out, because ids sort by the time they were made and all is looked up in the store.
+An item that was deleted while nobody watched leaves nothing that could be told, but for the one that a cursor names.
 
 Knows no socket.
 """
@@ -105,6 +106,8 @@ class ConversationWatch:
         running = await self._running()
         if start.item_id is not None:
             self._last = start.item_id
+            if await self._is_gone(start.item_id):
+                yield self._deleted(start.item_id)
         elif start.response_id is None:
             self._last = (await self._store.conversation(self._owner_id, self._id)).tip_id or ""
         if start != Cursor():
@@ -113,6 +116,16 @@ class ConversationWatch:
         if running is not None:
             async for text in self._answer(running):
                 yield text
+
+    async def _is_gone(self, item_id: str) -> bool:
+        try:
+            await self._store.item(self._owner_id, item_id)
+        except ItemNotFound:
+            return True
+        return False
+
+    def _deleted(self, item_id: str) -> str:
+        return self._frame("conversation.item.deleted", conversation=self._id, item_id=item_id)
 
     async def _running(self) -> ResponseRow | None:
         """The response that is under way; none where it is not stored yet: that it has begun will be told."""
@@ -135,7 +148,7 @@ class ConversationWatch:
                 async for text in self._begun(signal.id):
                     yield text
             case "item_deleted":
-                yield self._frame("conversation.item.deleted", conversation=self._id, item_id=signal.id)
+                yield self._deleted(signal.id)
             case "conversation_changed":
                 found = await self._store.conversation(self._owner_id, self._id)
                 yield self._frame("conversation.updated", conversation=conversation_object(found))

@@ -191,6 +191,19 @@ async def test_a_failed_turn_is_taken_back(world: World) -> None:
         assert device.frames[1]["item"]["id"] not in device.texts
 
 
+async def test_whoever_comes_back_from_an_item_that_is_gone_is_told_so(world: World) -> None:
+    first = await ask(world, say("Hi"), "Hello")
+    conversation_id = first["conversation"]["id"]
+    (note,) = await world.chat.edits.append(world.owner_id, conversation_id, say("Note").input)
+    await world.chat.edits.delete_item(world.owner_id, conversation_id, note.id)
+    async with watching(Device(world, conversation_id), note.id) as device:
+        assert (await device.until("conversation.item.deleted"))["item_id"] == note.id
+    async with watching(Device(world, conversation_id), first["output"][0]["id"]) as device:
+        await world.chat.edits.update(world.owner_id, conversation_id, title="A chat")
+        await device.until("conversation.updated")
+        assert [frame["type"] for frame in device.frames] == ["conversation.subscribed", "conversation.updated"]
+
+
 async def test_what_cannot_be_watched_is_refused(world: World) -> None:
     first = await ask(world, say("Hi"), "Hello")
     other = await ask(world, say("Hi"), "Hello")
