@@ -60,7 +60,8 @@ class Dialect(Protocol):
         """Within it references between rows are not held, as tables that are made anew need. No transaction is open."""
 
     def overwrite_removed(self, engine: Engine) -> None:
-        """Take what was removed out of the database's log too, as far as readers allow now: it waits for none."""
+        """Take what was removed out of the database's log too, as far as readers allow now: it waits for none, and
+        logs a failure instead of raising it, since what was removed is committed."""
 
     # search
 
