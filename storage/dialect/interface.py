@@ -91,8 +91,9 @@ class Dialect(Protocol):
     def check_copy(self, file: Path) -> None:
         """Raises DatabaseUnavailable when the file is damaged or none of ours."""
 
-    def require_unused(self, file: Path) -> None:
-        """Raises DatabaseUnavailable when the database is open anywhere. What is left beside the file is removed."""
+    def replace(self, new: Path, file: Path) -> Path | None:
+        """Let a flushed file take the place of a database, which is kept whole beside it; the name that it is kept
+        under, None where there was none. Raises DatabaseUnavailable when it is open anywhere, and changes nothing."""
 
     def vacuum(self, file: Path, tick: Callable[[], None] | None) -> int:
         """Give unused space back; how many bytes. `tick` is called as it goes on. Raises DatabaseUnavailable."""
