@@ -22,6 +22,7 @@
     archive.py     the format of exports, and how a stranger's is checked; exporting.py, importing.py
     openai_messages.py  a path as a chat completion's messages, and back
     maintenance.py backup, restore, vacuum, statistics of a file; verify.py proves that one holds together
+    disk.py        files flushed, copied and given a second name
 
     models.py      the tables; migrations/ makes and changes them, schema.py runs it
     dialect/       what differs between kinds of databases, SQLite's so far; prepared.py runs small statements

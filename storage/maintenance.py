@@ -4,7 +4,6 @@ Plain functions of file paths that block: for the command line, or for a thread 
 how many pages of how many are done.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from sqlalchemy import Connection, FromClause, func, select, text
 from idefics_chat.storage import schema
 from idefics_chat.storage.dialect import Dialect, database_url, dialect_of
 from idefics_chat.storage.dialect.interface import Progress
+from idefics_chat.storage.disk import flush
 from idefics_chat.storage.errors import DatabaseUnavailable
 from idefics_chat.storage.models import Base, ImageRecord
 
@@ -53,27 +53,29 @@ def backup(source: Path, target: Path, progress: Progress | None = None) -> None
     with _told(target) as dialect, _removed_after(partial):
         dialect.copy(source, partial, progress)
         dialect.check_copy(partial)
-        _flush(partial)
+        flush(partial)
         partial.rename(target)
-        _flush(target.parent)
+        flush(target.parent)
 
 
-def restore(backup_file: Path, target: Path, progress: Progress | None = None) -> None:
+def restore(backup_file: Path, target: Path, progress: Progress | None = None) -> Path | None:
     """Put a backup in the place of a database that no process has open; what was there is kept beside it.
 
-    The backup is checked first, and then nothing but the last step, a rename, touches the old file. The old one is
-    kept as NAME.before-restore. Raises DatabaseUnavailable when the backup is not whole or the database is in use.
+    The backup is copied and checked before anything else is touched, and there is a database of that name at every
+    moment. The old one is kept as NAME.before-restore, or with a number behind that where a file has the name already:
+    the name is returned, None where there was nothing. Raises DatabaseUnavailable when the backup is not whole or the
+    database is in use.
     """
+    if target.is_symlink():  # a database's log lies beside the file itself, not beside the link
+        target = target.resolve()
     partial = target.with_name(f"{target.name}.partial")
+    if partial.resolve() == backup_file.resolve():
+        raise DatabaseUnavailable(f"The copy would be made in {backup_file} itself; give the backup another name.")
     with _told(target) as dialect, _removed_after(partial):
-        dialect.require_unused(target)
         dialect.copy(backup_file, partial, progress)
         dialect.check_copy(partial)
-        _flush(partial)
-        if target.exists():
-            target.replace(target.with_name(f"{target.name}.before-restore"))
-        partial.rename(target)
-        _flush(target.parent)
+        flush(partial)
+        return dialect.replace(partial, target)
 
 
 def vacuum(file: Path, tick: Callable[[], None] | None = None) -> int:
@@ -115,14 +117,6 @@ def upgrade(url_or_path: str) -> Upgrade:
 
 def _count(connection: Connection, counted: FromClause) -> int:
     return int(connection.execute(select(func.count()).select_from(counted)).scalar_one())
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

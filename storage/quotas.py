@@ -1,31 +1,41 @@
 """What an owner has and may have, as units of work. What is counted changes in the transaction that changes the rows.
 
-A conversation that is deleted counts until it is purged: its owner may still take it back.
+A conversation that is deleted counts until it is purged: its owner may still take it back. The answers of running turns
+are counted once they are there; until then room is kept for them. Turns that a crash left running are ended at the
+next start.
 """
 
-from sqlalchemy import Connection, bindparam, or_, select, update
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, func, literal_column, or_, select, update
 
 from idefics_chat.storage.errors import QuotaExceeded
-from idefics_chat.storage.models import UsageRecord
+from idefics_chat.storage.models import ResponseRecord, UsageRecord
 from idefics_chat.storage.prepared import Prepared
 from idefics_chat.storage.values import Limits, Usage
 
 COUNTED = ("conversations", "messages", "image_bytes")
 
 USAGE = Prepared(select(UsageRecord.__table__).where(UsageRecord.owner_id == bindparam("owner_id")))
+_TO_COME = select(func.count().label("answers")).where(
+    ResponseRecord.owner_id == bindparam("of"),
+    ResponseRecord.status == literal_column("'in_progress'"),  # as text: see turns.py
+)
+TO_COME = Prepared(_TO_COME)
+
+
+def _fits(name: str) -> Any:
+    """Whether there is room for what is asked of one thing; always where nothing more is asked."""
+    taken = getattr(UsageRecord, name) + bindparam(f"{name}_more")
+    if name == "messages":
+        taken += _TO_COME.scalar_subquery()
+    limit = getattr(UsageRecord, f"max_{name}")
+    return or_(bindparam(f"{name}_asked") <= 0, limit.is_(None), taken <= limit)
+
+
 _COUNT = Prepared(
     update(UsageRecord)
-    .where(
-        UsageRecord.owner_id == bindparam("of"),
-        *(
-            or_(
-                bindparam(f"{name}_free") <= 0,
-                getattr(UsageRecord, f"max_{name}").is_(None),
-                getattr(UsageRecord, name) + bindparam(f"{name}_free") <= getattr(UsageRecord, f"max_{name}"),
-            )
-            for name in COUNTED
-        ),
-    )
+    .where(UsageRecord.owner_id == bindparam("of"), *map(_fits, COUNTED))
     .values({name: getattr(UsageRecord, name) + bindparam(f"{name}_more") for name in COUNTED})
 )
 _COUNT_ANSWER = Prepared(
@@ -40,21 +50,21 @@ def count(
     conversations: int = 0,
     messages: int = 0,
     image_bytes: int = 0,
-    spare_messages: int = 0,
+    begun_turns: int = 0,
 ) -> None:
-    """Add to what the owner has; `spare_messages` must fit too and are not counted yet. Less is never refused.
+    """Add to what the owner has; the answers of all its running turns must fit too. Less is never refused.
 
-    Raises QuotaExceeded.
+    `begun_turns` are those that this transaction has stored as running. Raises QuotaExceeded.
     """
     more = {"conversations": conversations, "messages": messages, "image_bytes": image_bytes}
-    free = more | {"messages": messages + spare_messages}
-    values = {f"{name}_more": more[name] for name in COUNTED} | {f"{name}_free": free[name] for name in COUNTED}
+    asked = more | {"messages": messages + begun_turns}
+    values = {f"{name}_more": more[name] for name in COUNTED} | {f"{name}_asked": asked[name] for name in COUNTED}
     if not _COUNT.run(connection, {"of": owner_id, **values}):
-        _refuse(connection, owner_id, free)
+        _refuse(connection, owner_id, more, asked)
 
 
 def count_answer(connection: Connection, owner_id: str) -> None:
-    """Add an answer, for which there was room when its turn began."""
+    """Add an answer, for which room was kept since its turn began."""
     _COUNT_ANSWER.run(connection, {"of": owner_id})
 
 
@@ -74,9 +84,11 @@ def set_limits(connection: Connection, owner_id: str, limits: Limits) -> None:
     )
 
 
-def _refuse(connection: Connection, owner_id: str, free: dict[str, int]) -> None:
+def _refuse(connection: Connection, owner_id: str, more: dict[str, int], asked: dict[str, int]) -> None:
     now = usage(connection, owner_id)
+    to_come = {"messages": TO_COME.one(connection, {"of": owner_id}).answers}
     for name in COUNTED:
         limit = getattr(now.limits, name)
-        if limit is not None and free[name] > 0 and getattr(now, name) + free[name] > limit:
+        taken = getattr(now, name) + more[name] + to_come.get(name, 0)
+        if limit is not None and asked[name] > 0 and taken > limit:
             raise QuotaExceeded(name, limit)

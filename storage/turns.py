@@ -110,7 +110,7 @@ def begin_response(
     _add_response(connection, owner_id, new, conversation.tip_id, output)
     image_bytes = images.add_images(connection, owner_id, new.images, new.messages, new.created_at)
     add_messages(connection, new.conversation_id, new.messages, places)
-    quotas.count(connection, owner_id, messages=len(new.messages), image_bytes=image_bytes, spare_messages=1)
+    quotas.count(connection, owner_id, messages=len(new.messages), image_bytes=image_bytes, begun_turns=1)
     add_events(connection, new.id, events, expected=0)
     MOVE_TIP.run(connection, {"of": new.conversation_id, "to": tip, "at": new.created_at})
     return rows.begun_response(new)

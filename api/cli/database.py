@@ -43,13 +43,14 @@ def backup(target: Annotated[Path, typer.Argument(help="File to make.")], databa
 
 @app.command()
 def restore(source: Annotated[Path, typer.Argument(help="A backup.")], database: Database = None) -> None:
-    """Put a backup in the database's place. The server must be stopped; the old file is kept beside it."""
+    """Put a backup in the database's place. The server must be stopped; the old file is kept beside it,
+    under a name that no earlier one has."""
     target = settings_of({"database": database}).database_path()
     if target is None or not source.is_file():
         fail(f"There is no backup {source}, or --database names no file.")
     with shown_progress() as progress:
-        maintenance.restore(source, target, partial(progress, "pages"))
-    typer.echo(f"{target} is the backup now; what was there is {target}.before-restore.")
+        kept = maintenance.restore(source, target, partial(progress, "pages"))
+    typer.echo(f"{target} is the backup now{f'; what was there is {kept}' if kept else ''}.")
 
 
 @app.command()

@@ -5,6 +5,7 @@
     connections.py  engines and pragmas, what error codes mean
     full_text.py    the search over messages, by FTS5
     files.py        backups, checks and care of a database file
+    replacing.py    a backup in the place of a database, which is kept
 
 All else in the house is SQLAlchemy's, and a test holds that no other module names a pragma or a function of SQLite's.
 """

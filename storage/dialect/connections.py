@@ -3,6 +3,7 @@
 Sources: sqlite.org's pages on pragmas, WAL and result codes; SQLAlchemy's notes on its pysqlite and aiosqlite dialects.
 """
 
+import logging
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Engine, create_engine, event, exc
 from sqlalchemy.engine import URL, Connection
+from sqlalchemy.engine.interfaces import DBAPICursor
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool, QueuePool
 
@@ -48,6 +50,8 @@ _REASONS = {
     sqlite3.SQLITE_NOMEM: "There was not enough memory for the database; free some and send again.",
     sqlite3.SQLITE_TOOBIG: "This is too large for one row of the database; send less at once.",
 }
+
+_log = logging.getLogger(__name__)
 
 
 def check_url(url: URL) -> None:
@@ -95,15 +99,18 @@ def snapshot(url: URL) -> Iterator[Connection]:
 
 def empty_log(engine: Engine) -> None:
     """Bring all commits from the write-ahead log into the file and make the log empty, as far as readers allow now:
-    it waits for none."""
-    connection = engine.raw_connection()
+    it waits for none.
+
+    A failure is logged and not raised: what the log holds was committed before, and a later checkpoint takes it out.
+    """
     try:
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA busy_timeout=0")
-        cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-    finally:
-        connection.close()
+        connection = engine.raw_connection()
+        try:
+            _checkpoint(connection.cursor())
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        _log.warning("what was removed stays in the database's log until it is next emptied: %s", error)
 
 
 def driver(connection: Connection) -> sqlite3.Connection:
@@ -161,6 +168,16 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(current))
         yield current
         current = getattr(current, "orig", None) or current.__cause__ or current.__context__
+
+
+def _checkpoint(cursor: DBAPICursor) -> None:
+    """Once, without waiting for readers. The writer waits for locks again after it, whatever it raises."""
+    cursor.execute("PRAGMA busy_timeout=0")
+    try:
+        cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        cursor.fetchall()
+    finally:
+        cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
 
 
 def _pragmas(statements: tuple[str, ...]) -> Any:

@@ -44,24 +44,6 @@ def check_copy(file: Path) -> None:
         raise DatabaseUnavailable("The file holds no conversations of ours; give a backup that this program made.")
 
 
-def require_unused(file: Path) -> None:
-    """Raises DatabaseUnavailable when another process or thread has the database open; empties its log."""
-    if not file.exists():
-        return
-    with closing(sqlite3.connect(file, isolation_level=None, timeout=0)) as connection:
-        try:
-            connection.execute("PRAGMA locking_mode=EXCLUSIVE")
-            connection.execute("BEGIN EXCLUSIVE")
-            connection.execute("ROLLBACK")
-            _empty_log(connection)
-        except sqlite3.OperationalError as error:
-            raise DatabaseUnavailable("The database is in use; stop the server, then restore.") from error
-        except sqlite3.DatabaseError:
-            pass  # damaged: that is what a backup is restored for
-    for suffix in ("-wal", "-shm"):
-        file.with_name(file.name + suffix).unlink(missing_ok=True)
-
-
 def vacuum(file: Path, tick: Callable[[], None] | None) -> int:
     """Write the file anew without what is not used; how many bytes smaller it is.
 

@@ -60,7 +60,8 @@ class Dialect(Protocol):
         """Within it references between rows are not held, as tables that are made anew need. No transaction is open."""
 
     def overwrite_removed(self, engine: Engine) -> None:
-        """Take what was removed out of the database's log too, as far as readers allow now: it waits for none."""
+        """Take what was removed out of the database's log too, as far as readers allow now: it waits for none, and
+        logs a failure instead of raising it, since what was removed is committed."""
 
     # search
 
@@ -90,8 +91,9 @@ class Dialect(Protocol):
     def check_copy(self, file: Path) -> None:
         """Raises DatabaseUnavailable when the file is damaged or none of ours."""
 
-    def require_unused(self, file: Path) -> None:
-        """Raises DatabaseUnavailable when the database is open anywhere. What is left beside the file is removed."""
+    def replace(self, new: Path, file: Path) -> Path | None:
+        """Let a flushed file take the place of a database, which is kept whole beside it; the name that it is kept
+        under, None where there was none. Raises DatabaseUnavailable when it is open anywhere, and changes nothing."""
 
     def vacuum(self, file: Path, tick: Callable[[], None] | None) -> int:
         """Give unused space back; how many bytes. `tick` is called as it goes on. Raises DatabaseUnavailable."""

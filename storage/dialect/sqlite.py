@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from idefics_chat.storage.dialect import connections, files, full_text
+from idefics_chat.storage.dialect import connections, files, full_text, replacing
 from idefics_chat.storage.dialect.interface import FileSizes, Progress
 from idefics_chat.storage.errors import StorageError
 from idefics_chat.storage.search_terms import Term
@@ -71,8 +71,8 @@ class SQLite:
     def check_copy(self, file: Path) -> None:
         files.check_copy(file)
 
-    def require_unused(self, file: Path) -> None:
-        files.require_unused(file)
+    def replace(self, new: Path, file: Path) -> Path | None:
+        return replacing.replace(new, file)
 
     def vacuum(self, file: Path, tick: Callable[[], None] | None) -> int:
         return files.vacuum(file, tick)

@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from idefics_chat.storage.dialect.connections import BUSY_TIMEOUT_MS, driver
 from idefics_chat.storage.errors import DatabaseUnavailable
 from idefics_chat.storage.store import Store
 from idefics_chat.storage.verify import verify
@@ -22,6 +23,17 @@ async def limit_pages(store: Store, extra: int) -> None:
         connection.exec_driver_sql(f"PRAGMA max_page_count={pages + extra}")
 
     await store._writer.run(unit)
+
+
+def forbid(pragma: str):
+    """Let SQLite refuse a pragma: it raises then as it does where the disk fails."""
+
+    def unit(connection):
+        driver(connection).set_authorizer(
+            lambda _, name, *__: sqlite3.SQLITE_DENY if name == pragma else sqlite3.SQLITE_OK
+        )
+
+    return unit
 
 
 def sound(database) -> bool:
@@ -168,6 +180,20 @@ async def test_a_damaged_page_is_told_and_not_read_as_something_else(store, owne
             await talk.turn(damaged, owner, "conv_1", row.output_id)
     finally:
         await damaged.close()
+
+
+async def test_a_log_that_cannot_be_emptied_is_logged_and_the_writer_still_waits_for_locks(store, owner, talk, caplog):
+    for number in range(2):
+        await store.create_conversation(owner.id, id=f"conv_{number}")
+        await talk.turn(store, owner, f"conv_{number}")
+    await store._writer.run(forbid("wal_checkpoint"))
+    assert (await store.purge_conversation(owner.id, "conv_0")).messages == 2
+    await store.delete_item(owner.id, "conv_1", (await store.conversation(owner.id, "conv_1")).tip_id)
+    assert "stays in the database's log" in caplog.text
+    waits_ms = await store._writer.run(
+        lambda connection: connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()
+    )
+    assert waits_ms == BUSY_TIMEOUT_MS
 
 
 async def test_a_database_that_another_program_holds_is_told(store, owner, monkeypatch, database):

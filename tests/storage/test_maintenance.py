@@ -122,41 +122,6 @@ async def test_a_backup_never_replaces_a_file_and_leaves_none_half_written(store
     assert sorted(file.name for file in tmp_path.glob("*b.db*") if "idefics" not in file.name) == []
 
 
-async def test_a_restored_backup_is_what_it_was_and_the_old_file_is_kept(store, owner, talk, database, tmp_path):
-    await some_data(store, owner, talk)
-    backup = tmp_path / "backup.db"
-    maintenance.backup(database, backup)
-    await store.purge_conversation(owner.id, "conv_0")
-    with pytest.raises(DatabaseUnavailable, match="in use"):
-        maintenance.restore(backup, database)
-    await store.close()
-    maintenance.restore(backup, database)
-    opened = await Store.open(str(database))
-    assert len((await opened.conversations(owner.id)).items) == 3
-    await opened.close()
-    assert verify(database).problems == verify(tmp_path / "idefics-chat.db.before-restore").problems == ()
-
-
-async def test_a_backup_is_restored_over_a_damaged_file(store, owner, talk, database, tmp_path):
-    await some_data(store, owner, talk)
-    backup = tmp_path / "backup.db"
-    maintenance.backup(database, backup)
-    await store.close()
-    database.write_bytes(b"damaged" * 10_000)
-    maintenance.restore(backup, database)
-    assert verify(database).problems == ()
-
-
-@pytest.mark.parametrize("content", [b"", b"no database at all" * 300])
-async def test_what_is_no_backup_of_ours_is_not_restored(store, database, tmp_path, content):
-    await store.close()
-    before = database.read_bytes()
-    (tmp_path / "b.db").write_bytes(content)
-    with pytest.raises(DatabaseUnavailable):
-        maintenance.restore(tmp_path / "b.db", database)
-    assert database.read_bytes() == before
-
-
 async def test_vacuum_gives_the_space_of_what_was_purged_back(store, owner, talk, database):
     await store.create_conversation(owner.id, id="conv_x")
     large = talk.new("conv_x", images=[talk.image(b"x" * 2_000_000)])
