@@ -147,12 +147,20 @@ class ChatService:
             return await self._accepted(owner_id, turn)
 
     async def _accepted(self, owner_id: str, turn: Turn) -> ResponseLog:
-        accepted: asyncio.Future[ResponseLog] = asyncio.get_running_loop().create_future()
-        task = self._tasks.create_task(self._take(owner_id, turn, accepted))
-        self._turns.add(task)
-        task.add_done_callback(self._turns.discard)
-        # Where the asker goes away, awaiting cancels the future: a turn that still waits is withdrawn by that, one
-        # that is being committed goes on.
+        if (first := await self._logs.of_key(owner_id, turn)) is not None:
+            return first
+        conversation_id = await self._conversation(owner_id, turn)
+        async with contextlib.AsyncExitStack() as held:
+            # The asker itself waits: one who goes away meanwhile leaves nothing here of what it sent.
+            await held.enter_async_context(self._places.hold(conversation_id))
+            if self._stopping:
+                raise EngineStopped
+            accepted: asyncio.Future[ResponseLog] = asyncio.get_running_loop().create_future()
+            task = self._tasks.create_task(self._take(owner_id, turn, conversation_id, accepted, held.pop_all()))
+            self._turns.add(task)
+            task.add_done_callback(self._turns.discard)
+        # Where the asker goes away now, awaiting cancels the future: a turn that is being prepared is withdrawn by
+        # that, one that is being committed goes on.
         return await accepted
 
     async def _conversation(self, owner_id: str, turn: Turn) -> str:
@@ -241,14 +249,18 @@ class ChatService:
         """
         return await self._logs.read(owner_id, response_id, after)
 
-    async def _take(self, owner_id: str, turn: Turn, accepted: asyncio.Future[ResponseLog]) -> None:
-        """A turn's whole life. Never raises: what goes wrong before it is accepted goes to the asker."""
+    async def _take(
+        self,
+        owner_id: str,
+        turn: Turn,
+        conversation_id: str,
+        accepted: asyncio.Future[ResponseLog],
+        held: contextlib.AsyncExitStack,
+    ) -> None:
+        """A turn's life in its conversation, which is `held` for it. Never raises: what goes wrong before it is
+        accepted goes to the asker."""
         try:
-            if (first := await self._logs.of_key(owner_id, turn)) is not None:
-                _tell(accepted, first)
-                return
-            conversation_id = await self._conversation(owner_id, turn)
-            async with self._places.hold(conversation_id):
+            async with held:
                 attempt = partial(self._attempt, owner_id, turn, conversation_id, accepted)
                 await self.orphans.unblocked(owner_id, attempt)
         except Exception as error:  # noqa: BLE001  told to the asker, who answers for it
@@ -261,10 +273,6 @@ class ChatService:
         self, owner_id: str, turn: Turn, conversation_id: str, accepted: asyncio.Future[ResponseLog]
     ) -> None:
         """Prepare, submit, commit and run, if the asker still waits. `conversation_id` is the place's, or a new one."""
-        if accepted.cancelled():
-            return
-        if self._stopping:
-            raise EngineStopped
         place = await self._preparation.place(owner_id, turn)
         prepared = await self._preparation.prepare(owner_id, turn, place, conversation_id)
         if accepted.cancelled():
