@@ -5,8 +5,10 @@ connection that asked for it: a dropped line ends nothing.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,19 +18,20 @@ from idefics_chat.server.conversation_edits import ConversationEdits
 from idefics_chat.server.conversation_feeds import ConversationFeeds, Signal
 from idefics_chat.server.errors import ApiError
 from idefics_chat.server.keyed_locks import KeyedLocks
+from idefics_chat.server.orphans import Orphans
 from idefics_chat.server.readiness import Readiness
-from idefics_chat.server.recovery import recover, recover_all
+from idefics_chat.server.recovery import recover_all
 from idefics_chat.server.response_log import LogReader, ResponseLog
-from idefics_chat.server.stored_log import StoredLog, stored_log
+from idefics_chat.server.response_logs import ResponseLogs
 from idefics_chat.server.task_service import TaskService
 from idefics_chat.server.turn_preparation import TurnPreparation
 from idefics_chat.server.turn_run import TurnRun
 from idefics_chat.server.turns import Disconnect, Turn
 from idefics_chat.server.unstored_turns import UnstoredTurns
 from idefics_chat.server.uploads import Uploads
-from idefics_chat.storage.errors import ConversationBusy
+from idefics_chat.storage.errors import ResponseNotFound
 from idefics_chat.storage.store import Store
-from idefics_chat.storage.values import NewResponse, ResponseRow
+from idefics_chat.storage.values import NewResponse
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +62,12 @@ class ChatService:
         self.feeds = ConversationFeeds()
         """What happens in conversations, for those who watch them."""
 
-        self.edits = ConversationEdits(store, preparation, self._places, self.feeds, make_id=make_id)
+        self._running: dict[str, TurnRun] = {}
+        self.orphans = Orphans(store, self._running, clock)
+        """Responses that stand as running though nobody runs them."""
+
+        self._logs = ResponseLogs(store, self._running, self.orphans)
+        self.edits = ConversationEdits(store, preparation, self._places, self.feeds, self.orphans, make_id=make_id)
         """Changes of conversations without a turn."""
 
         self.uploads = Uploads(store, preparation.images, clock=clock, make_id=make_id)
@@ -69,7 +77,6 @@ class ChatService:
         """What the model does besides talking."""
 
         self._repeats = KeyedLocks()
-        self._running: dict[str, TurnRun] = {}
         self._turns: set[asyncio.Task[None]] = set()
         self._stopping = False
         self.started_at = clock()
@@ -140,13 +147,29 @@ class ChatService:
             return await self._accepted(owner_id, turn)
 
     async def _accepted(self, owner_id: str, turn: Turn) -> ResponseLog:
-        accepted: asyncio.Future[ResponseLog] = asyncio.get_running_loop().create_future()
-        task = self._tasks.create_task(self._take(owner_id, turn, accepted))
-        self._turns.add(task)
-        task.add_done_callback(self._turns.discard)
-        # Where the asker goes away, awaiting cancels the future: a turn that still waits is withdrawn by that, one
-        # that is being committed goes on.
+        if (first := await self._logs.of_key(owner_id, turn)) is not None:
+            return first
+        conversation_id = await self._conversation(owner_id, turn)
+        async with contextlib.AsyncExitStack() as held:
+            # The asker itself waits: one who goes away meanwhile leaves nothing here of what it sent.
+            await held.enter_async_context(self._places.hold(conversation_id))
+            if self._stopping:
+                raise EngineStopped
+            accepted: asyncio.Future[ResponseLog] = asyncio.get_running_loop().create_future()
+            task = self._tasks.create_task(self._take(owner_id, turn, conversation_id, accepted, held.pop_all()))
+            self._turns.add(task)
+            task.add_done_callback(self._turns.discard)
+        # Where the asker goes away now, awaiting cancels the future: a turn that is being prepared is withdrawn by
+        # that, one that is being committed goes on.
         return await accepted
+
+    async def _conversation(self, owner_id: str, turn: Turn) -> str:
+        """The id of the turn's conversation, a new one where it opens one."""
+        if turn.continuation_of is not None:
+            with contextlib.suppress(ResponseNotFound):  # its place says so
+                await self.orphans.response(owner_id, turn.continuation_of)
+        place = await self._preparation.place(owner_id, turn)
+        return place.conversation_id or self._make_id("conv")
 
     async def generate(self, owner_id: str, turn: Turn) -> Generation:
         """An answer that is not stored, to the turn's input alone. It is the caller's: to be read to its end, or
@@ -188,7 +211,7 @@ class ChatService:
             ResponseNotFound: no such response of this owner.
             ApiError: `response_not_active`, it has ended.
         """
-        await self._store.response(owner_id, response_id)
+        await self.orphans.response(owner_id, response_id)
         run = self._running.get(response_id)
         if run is None:
             message = f"The response {response_id} has ended; there is nothing to cancel."
@@ -222,46 +245,34 @@ class ChatService:
 
         Raises:
             ResponseNotFound: no such response of this owner.
+            StorageError: nobody runs it, and its end cannot be stored.
         """
-        row = await self._store.response(owner_id, response_id)
-        if (run := self._running.get(row.id)) is not None:
-            return run.log.read(after)
-        stored = await stored_log(self._store, owner_id, row)
-        return _ended(row, stored).read(stored.start(after))
+        return await self._logs.read(owner_id, response_id, after)
 
-    async def _take(self, owner_id: str, turn: Turn, accepted: asyncio.Future[ResponseLog]) -> None:
-        """A turn's whole life. Never raises: what goes wrong before it is accepted goes to the asker."""
+    async def _take(
+        self,
+        owner_id: str,
+        turn: Turn,
+        conversation_id: str,
+        accepted: asyncio.Future[ResponseLog],
+        held: contextlib.AsyncExitStack,
+    ) -> None:
+        """A turn's life in its conversation, which is `held` for it. Never raises: what goes wrong before it is
+        accepted goes to the asker."""
         try:
-            if (first := await self._first_of_key(owner_id, turn)) is not None:
-                _tell(accepted, first)
-                return
-            place = await self._preparation.place(owner_id, turn)
-            conversation_id = place.conversation_id or self._make_id("conv")
-            async with self._places.hold(conversation_id):
-                await self._begin_and_run(owner_id, turn, conversation_id, accepted)
+            async with held:
+                attempt = partial(self._attempt, owner_id, turn, conversation_id, accepted)
+                await self.orphans.unblocked(owner_id, attempt)
         except Exception as error:  # noqa: BLE001  told to the asker, who answers for it
             if not accepted.done():
                 accepted.set_exception(error)
             elif not accepted.cancelled():
                 _log.error("a turn failed after it was accepted", exc_info=error)
 
-    async def _begin_and_run(
-        self, owner_id: str, turn: Turn, conversation_id: str, accepted: asyncio.Future[ResponseLog]
-    ) -> None:
-        try:
-            await self._attempt(owner_id, turn, conversation_id, accepted)
-        except ConversationBusy as busy:
-            await self._end_orphan(owner_id, busy)
-            await self._attempt(owner_id, turn, conversation_id, accepted)
-
     async def _attempt(
         self, owner_id: str, turn: Turn, conversation_id: str, accepted: asyncio.Future[ResponseLog]
     ) -> None:
         """Prepare, submit, commit and run, if the asker still waits. `conversation_id` is the place's, or a new one."""
-        if accepted.cancelled():
-            return
-        if self._stopping:
-            raise EngineStopped
         place = await self._preparation.place(owner_id, turn)
         prepared = await self._preparation.prepare(owner_id, turn, place, conversation_id)
         if accepted.cancelled():
@@ -279,7 +290,7 @@ class ChatService:
                     run.nobody_reads()
                 await run.run()
             else:  # the same key was committed by another turn meanwhile
-                _tell(accepted, await self._log_of(owner_id, row))
+                _tell(accepted, await self._logs.of(owner_id, row))
         finally:
             run.cancel()  # where it was not committed; one that has ended is past that
             del self._running[run.log.response_id]
@@ -293,30 +304,6 @@ class ChatService:
     def _announce(self, run: TurnRun, new: NewResponse) -> None:
         said = (Signal("item_added", message.id) for message in new.messages)
         self.feeds.tell(new.conversation_id, *said, Signal("response_begun", run.log.response_id))
-
-    async def _end_orphan(self, owner_id: str, busy: ConversationBusy) -> None:
-        """A response that stands as running though nobody runs it (its end could not be stored): end it now."""
-        if busy.response_id in self._running:
-            raise busy
-        await recover(self._store, await self._store.response(owner_id, busy.response_id), self._clock())
-
-    async def _first_of_key(self, owner_id: str, turn: Turn) -> ResponseLog | None:
-        if turn.idempotency_key is None:
-            return None
-        row = await self._store.find_response_by_key(owner_id, turn.idempotency_key, turn.request_hash)
-        return None if row is None else await self._log_of(owner_id, row)
-
-    async def _log_of(self, owner_id: str, row: ResponseRow) -> ResponseLog:
-        if (run := self._running.get(row.id)) is not None:
-            return run.log
-        return _ended(row, await stored_log(self._store, owner_id, row))
-
-
-def _ended(row: ResponseRow, stored: StoredLog) -> ResponseLog:
-    log = ResponseLog(row.id, row.conversation_id)
-    log.publish(stored.events)
-    log.close()
-    return log
 
 
 def _tell(accepted: asyncio.Future[ResponseLog], log: ResponseLog) -> bool:

@@ -5,11 +5,13 @@ Whatever is wrong with items shows before anything is stored.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from idefics_chat.conversation.messages import Message
 from idefics_chat.server.conversation_feeds import ConversationFeeds, Signal
 from idefics_chat.server.keyed_locks import KeyedLocks
+from idefics_chat.server.orphans import Orphans
 from idefics_chat.server.turn_preparation import TurnPreparation
 from idefics_chat.server.turns import InputMessage, Turn
 from idefics_chat.storage.store import Store
@@ -25,6 +27,7 @@ class ConversationEdits:
         preparation: TurnPreparation,
         places: KeyedLocks,
         feeds: ConversationFeeds,
+        orphans: Orphans,
         *,
         make_id: Callable[[Any], str],
     ) -> None:
@@ -32,6 +35,7 @@ class ConversationEdits:
         self._preparation = preparation
         self._places = places
         self._feeds = feeds
+        self._orphans = orphans
         self._make_id = make_id
 
     async def create(
@@ -64,9 +68,8 @@ class ConversationEdits:
         turn = Turn(said, conversation_id, previous_item_id=previous_item_id, generate=False)
         self._preparation.check_request(turn)
         async with self._places.hold(conversation_id):
-            place = await self._preparation.place(owner_id, turn)
-            messages, images = await self._preparation.check_input(owner_id, turn, place.parent_id)
-            await self._store.add_items(owner_id, conversation_id, messages, images)
+            add = partial(self._added, owner_id, conversation_id, turn)
+            messages = await self._orphans.unblocked(owner_id, add)
             self._feeds.tell(conversation_id, *(Signal("item_added", message.id) for message in messages))
         return messages
 
@@ -77,7 +80,8 @@ class ConversationEdits:
             ConversationNotFound, ItemNotFound
         """
         async with self._places.hold(conversation_id):
-            changed = await self._store.delete_item(owner_id, conversation_id, item_id)
+            delete = partial(self._store.delete_item, owner_id, conversation_id, item_id)
+            changed = await self._orphans.unblocked(owner_id, delete)
             self._feeds.tell(conversation_id, Signal("item_deleted", item_id))
         return changed
 
@@ -99,7 +103,8 @@ class ConversationEdits:
 
     async def delete(self, owner_id: str, conversation_id: str) -> None:
         """Delete a conversation. Raises ConversationNotFound, and ConversationBusy while a turn runs in it."""
-        await self._store.delete_conversation(owner_id, conversation_id)
+        delete = partial(self._store.delete_conversation, owner_id, conversation_id)
+        await self._orphans.unblocked(owner_id, delete)
         self._feeds.tell(conversation_id, Signal("conversation_deleted", conversation_id))
 
     async def fork(
@@ -115,6 +120,12 @@ class ConversationEdits:
         return await self._filled(
             owner_id, source.metadata if metadata is None else metadata, self._copied(path), (), source.title
         )
+
+    async def _added(self, owner_id: str, conversation_id: str, turn: Turn) -> tuple[Message, ...]:
+        place = await self._preparation.place(owner_id, turn)
+        messages, images = await self._preparation.check_input(owner_id, turn, place.parent_id)
+        await self._store.add_items(owner_id, conversation_id, messages, images)
+        return messages
 
     async def _filled(
         self,

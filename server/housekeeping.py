@@ -1,10 +1,12 @@
-"""What the server does for the store in the background: removes event logs after their retention time, files past
-their time and old batches of tasks, and purges what was deleted longer ago than it can be taken back."""
+"""What the server does for the store in the background: ends the answers that nobody runs, removes event logs after
+their retention time, files past their time and old batches of tasks, and purges what was deleted longer ago than it
+can be taken back."""
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from idefics_chat.server.task_batches import KEPT_S
 from idefics_chat.storage.errors import StorageError
@@ -24,14 +26,19 @@ class Retention:
 
 
 async def keep_house(
-    store: Store, retention: Retention, clock: Callable[[], float], interval_s: float = INTERVAL_S
+    store: Store,
+    end_orphans: Callable[[], Awaitable[object]],
+    retention: Retention,
+    clock: Callable[[], float],
+    interval_s: float = INTERVAL_S,
 ) -> None:
     """Until cancelled. A store that cannot be written now is tried again the next time."""
     while True:
-        try:
-            await clean(store, retention, clock())
-        except StorageError as error:
-            _log.warning("old logs and deleted conversations stay for now: %s", error)
+        for work in (end_orphans, partial(clean, store, retention, clock())):
+            try:
+                await work()
+            except StorageError as error:
+                _log.warning("what housekeeping would end or remove stays for now: %s", error)
         await asyncio.sleep(interval_s)
 
 

@@ -122,8 +122,8 @@ async def list_input_items(response_id: str, caller: Admitted, page: WantedPage,
 
 
 async def find_response(caller: Caller, response_id: str) -> Json:
-    """The stored response. Raises ResponseNotFound."""
-    row = await caller.store.response(caller.owner_id, response_id)
+    """The stored response. Raises ResponseNotFound, and StorageError where nobody runs it and it cannot be ended."""
+    row = await caller.chat.orphans.response(caller.owner_id, response_id)
     answer = (await caller.store.item(caller.owner_id, row.output_id))[1] if row.answered else None
     return stored_response(row, answer)
 

@@ -70,7 +70,7 @@ class RealtimeSocket(SocketConnection):
         self._session_id = chat.new_id("sess")
         self._instructions = ""
         self._max_output_tokens: int | Literal["inf"] = "inf"
-        self._waiting: asyncio.Queue[tuple[RealtimeCommand, dict[str, Any]]] = asyncio.Queue(MAX_WAITING)
+        self._waiting: asyncio.Queue[tuple[RealtimeCommand, dict[str, Any], int]] = asyncio.Queue(MAX_WAITING)
         self._answering = False
         self._active: str | None = None
         self._out_of_band: set[str] = set()
@@ -83,7 +83,7 @@ class RealtimeSocket(SocketConnection):
     def _keep(self, data: bytes) -> None:
         raise ApiError("invalid_json", "Binary frames are not taken here; send JSON text.")
 
-    async def _obey(self, event: dict[str, Any], *, off_loop: bool) -> None:
+    async def _obey(self, event: dict[str, Any], size: int, *, off_loop: bool) -> None:
         """What needs no waiting is done at once; the rest in the order in which it came."""
         command = await asyncio.to_thread(parse_realtime, event) if off_loop else parse_realtime(event)
         if isinstance(command, UpdateSession):
@@ -93,14 +93,16 @@ class RealtimeSocket(SocketConnection):
         elif self._waiting.full():
             raise ApiError("rate_limit_exceeded", f"{MAX_WAITING} events wait on this connection; wait for one.")
         else:
+            self._waiting_bytes.require(size)
             if isinstance(command, CreateResponse):
                 self._take_place(command)
-            self._waiting.put_nowait((command, {"event_id": event.get("event_id")}))
+            self._waiting_bytes.add(size)
+            self._waiting.put_nowait((command, {"event_id": event.get("event_id")}, size))
 
     async def _work_off(self) -> None:
         with contextlib.suppress(ClientGone):
             while True:
-                command, event = await self._waiting.get()
+                command, event, size = await self._waiting.get()
                 try:
                     await self._work(command)
                 except ClientGone:
@@ -109,6 +111,8 @@ class RealtimeSocket(SocketConnection):
                     if isinstance(command, CreateResponse) and not command.out_of_band:
                         self._answering = False
                     await self._tell(error, event)
+                finally:
+                    self._waiting_bytes.remove(size)
 
     async def _work(self, command: RealtimeCommand) -> None:
         match command:

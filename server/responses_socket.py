@@ -13,7 +13,7 @@ from idefics_chat.server.chat import ChatService
 from idefics_chat.server.conversation_watch import ConversationWatch
 from idefics_chat.server.errors import ApiError, as_api_error
 from idefics_chat.server.json_text import compact
-from idefics_chat.server.response_log import LogReader
+from idefics_chat.server.response_log import LogReader, ResponseLog
 from idefics_chat.server.responses_request import (
     MAX_LANE_CHARACTERS,
     CancelCommand,
@@ -50,18 +50,18 @@ class ResponsesSocket(SocketConnection):
         self, chat: ChatService, store: Store, owner_id: str, receive: Receive, send: Send, limits: SocketLimits
     ) -> None:
         super().__init__(chat, store, owner_id, receive, send, limits)
-        self._lanes: dict[str | None, deque[CreateCommand]] = {}
+        self._lanes: dict[str | None, deque[tuple[CreateCommand, int]]] = {}  # with their bytes
         self._subscriptions: dict[str, asyncio.Task[None]] = {}
         self._frames = PendingFrames(limits)
 
     def _keep(self, data: bytes) -> None:
         self._frames.keep(data)
 
-    async def _obey(self, event: dict[str, Any], *, off_loop: bool) -> None:
+    async def _obey(self, event: dict[str, Any], size: int, *, off_loop: bool) -> None:
         frames = self._frames.take() if event.get("type") == "response.create" else []
         match await asyncio.to_thread(parse_event, event, frames) if off_loop else parse_event(event, frames):
             case CreateCommand() as command:
-                self._enqueue(command)
+                self._enqueue(command, size + sum(map(len, frames)))
             case CancelCommand(response_id):
                 await self._cancel(response_id)
             case InterruptCommand(response_id, stream_id):
@@ -133,18 +133,20 @@ class ResponsesSocket(SocketConnection):
         told = {"type": "conversation.unsubscribed", "conversation": conversation_id, "code": None, "message": None}
         await self._send_text(compact({**told, "subscription": conversation_id, "cursor": None}))
 
-    def _enqueue(self, command: CreateCommand) -> None:
+    def _enqueue(self, command: CreateCommand, size: int) -> None:
         lane = self._lanes.get(command.stream_id)
         if lane is None:
             self._require_place()
-            self._lanes[command.stream_id] = deque([command])
-            self._spawn(self._run_lane(command.stream_id))
         elif len(lane) >= MAX_WAITING_PER_LANE:
             raise ApiError(
                 "rate_limit_exceeded", f"{MAX_WAITING_PER_LANE} turns wait on this connection; wait for one."
             )
-        else:
-            lane.append(command)
+        self._waiting_bytes.require(size)
+        self._waiting_bytes.add(size)
+        if lane is None:
+            lane = self._lanes[command.stream_id] = deque()
+            self._spawn(self._run_lane(command.stream_id))
+        lane.append((command, size))
 
     def _require_place(self) -> None:
         if len(self._tasks) >= MAX_LANES:
@@ -154,20 +156,24 @@ class ResponsesSocket(SocketConnection):
         lane = self._lanes[stream_id]
         try:
             while lane:
-                await self._answer(lane.popleft())
+                log = await self._begun(*lane.popleft())
+                if log is not None:
+                    await self._send_all(log.read(), stream_id)
         except ClientGone:
             pass
         finally:
             del self._lanes[stream_id]
 
-    async def _answer(self, command: CreateCommand) -> None:
+    async def _begun(self, command: CreateCommand, size: int) -> ResponseLog | None:
+        """The log of the turn's answer, once the turn waits no more; None where it was refused."""
         turns = self._chat if command.turn.store else self._unstored
         try:
-            log = await turns.respond(self._owner_id, command.turn)
+            return await turns.respond(self._owner_id, command.turn)
         except Exception as error:  # noqa: BLE001  every failure is an error event on the lane
             await self._tell(error, {"stream_id": command.stream_id})
-        else:
-            await self._send_all(log.read(), command.stream_id)
+            return None
+        finally:
+            self._waiting_bytes.remove(size)
 
     async def _stream(self, events: LogReader, stream_id: str | None) -> None:
         with contextlib.suppress(ClientGone):

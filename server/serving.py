@@ -82,11 +82,12 @@ async def serve(settings: Settings, reporter: Reporter, stopped_by: StoppedBy | 
                     reporter.loading(settings.model, url)
                     engine = await _unless_stopped(serving, functools.partial(_load, settings))
                     if engine is not None:
-                        for work in (keep_house(store, retention_of(settings), time.time), keep_giving_back()):
-                            serving.add_done_callback(_cancelling(tasks.create_task(work)))
                         await restore_quotas(state.quotas, store, time.time())
                         metered = metered_engine(engine, state)
                         chat = await stack.enter_async_context(open_chat(store, metered, settings))
+                        keeping = keep_house(store, chat.orphans.end_all, retention_of(settings), time.time)
+                        for work in (keeping, keep_giving_back()):
+                            serving.add_done_callback(_cancelling(tasks.create_task(work)))
                         settle_memory()
                         state.services = Services(store, chat)
                         reporter.ready(engine.info.id, url, shown_value("database", settings.database))

@@ -17,6 +17,7 @@ from idefics_chat.server.socket_frames import (
     Receive,
     Send,
     SocketLimits,
+    WaitingBytes,
     check_size,
     is_long,
     parse_frame,
@@ -40,6 +41,7 @@ class SocketConnection:
         self._receive = receive
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting_bytes = WaitingBytes(limits)
         self._unstored = chat.unstored()
 
     async def serve(self) -> None:
@@ -63,8 +65,9 @@ class SocketConnection:
         """A binary frame. Raises ApiError."""
         raise NotImplementedError
 
-    async def _obey(self, event: dict[str, Any], *, off_loop: bool) -> None:
-        """A text frame's event, of any content; `off_loop`: it is so long that it is to be read in a thread."""
+    async def _obey(self, event: dict[str, Any], size: int, *, off_loop: bool) -> None:
+        """The event of a text frame of `size` bytes, of any content; `off_loop`: it is so long that it is to be read
+        in a thread."""
         raise NotImplementedError
 
     async def _send_api_error(self, error: ApiError, event: dict[str, Any]) -> None:
@@ -74,12 +77,12 @@ class SocketConnection:
     async def _take(self, frame: str | bytes) -> None:
         event: dict[str, Any] = {}
         try:
-            check_size(frame, self._limits)
+            size = check_size(frame, self._limits)
             if isinstance(frame, bytes):
                 self._keep(frame)
                 return
             event = await parse_frame(frame)
-            await self._obey(event, off_loop=is_long(frame))
+            await self._obey(event, size, off_loop=is_long(frame))
         except ClientGone:
             raise
         except Exception as error:  # noqa: BLE001  an error about a frame never ends the connection

@@ -36,6 +36,11 @@ class SocketLimits:
     max_pending_frames: int
     max_pending_bytes: int
 
+    @property
+    def max_turn_bytes(self) -> int:
+        """What an event may bring, with the binary frames before it."""
+        return self.max_frame_bytes + self.max_pending_bytes
+
 
 class PendingFrames:
     """Binary frames that wait for the event that names them."""
@@ -59,12 +64,38 @@ class PendingFrames:
         return frames
 
 
-def check_size(frame: str | bytes, limits: SocketLimits) -> None:
-    """Raises ApiError `frame_too_large`."""
+class WaitingBytes:
+    """What waits on one connection, by its frames' bytes: in all as much as one turn may bring."""
+
+    def __init__(self, limits: SocketLimits) -> None:
+        self._most = limits.max_turn_bytes
+        self._waiting = 0
+
+    def require(self, size: int) -> None:
+        """Raises ApiError `rate_limit_exceeded` where so many more cannot wait."""
+        if self._waiting + size > self._most:
+            message = (
+                f"At most {self._most} bytes wait on one connection; wait until an answer to what was sent before has "
+                "begun, then send this again."
+            )
+            raise ApiError("rate_limit_exceeded", message)
+
+    def add(self, size: int) -> None:
+        """So many more wait."""
+        self._waiting += size
+
+    def remove(self, size: int) -> None:
+        """So many wait no more."""
+        self._waiting -= size
+
+
+def check_size(frame: str | bytes, limits: SocketLimits) -> int:
+    """The frame's bytes. Raises ApiError `frame_too_large`."""
     size = len(frame.encode()) if isinstance(frame, str) and not frame.isascii() else len(frame)
     if size > limits.max_frame_bytes:
         message = f"This frame has {size} bytes and at most {limits.max_frame_bytes} are taken; send less."
         raise ApiError("frame_too_large", message)
+    return size
 
 
 async def parse_frame(frame: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class StoredLog:
 
 async def stored_log(store: Store, owner_id: str, row: ResponseRow) -> StoredLog:
     """The log of an ended response."""
-    if (events := await store.events(row.id)) or row.status == "in_progress":
+    if events := await store.events(row.id):
         return StoredLog(events, as_streamed=row.incomplete_reason != RESTART)
     text = (await store.item(owner_id, row.output_id))[1].text if row.answered else ""
     return StoredLog(rebuilt_log(row, text), as_streamed=False)

@@ -1,7 +1,9 @@
 """The chat service: nothing lost, nothing twice, one turn at a time."""
 
 import asyncio
+import gc
 import json
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -232,6 +234,41 @@ async def test_an_asker_who_goes_away_while_waiting_has_asked_nothing(world: Wor
     await asyncio.sleep(0.05)
     assert texts(await history(world, final)) == [("user", "Hi"), ("assistant", "Hello")]
     assert len(world.engine.asked) == 1
+
+
+class Words(str):
+    """A text that can be watched going away."""
+
+
+async def test_an_asker_who_goes_away_while_waiting_takes_its_turn_along(world: World) -> None:
+    log = await world.chat.respond(world.owner_id, say("Hi"))
+    place = {"conversation_id": log.conversation_id, "idempotency_key": "k", "request_hash": "h"}
+    words = Words("Later")
+    kept = weakref.ref(words)
+    waiting = asyncio.create_task(world.chat.respond(world.owner_id, say(words, **place)))
+    del words
+    await asyncio.sleep(0.05)
+    assert kept() is not None
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    del waiting
+    gc.collect()
+    assert kept() is None, "a turn that nobody waits for is held until its conversation is free"
+    assert world.chat.running == 1
+    generation = await world.engine.turn(0)
+    generation.end()
+    await events_of(log.read())
+    assert (await ask(world, say("Later", **place), "Yes"))["status"] == "completed"
+
+
+async def test_a_turn_that_waits_when_the_service_stops_is_refused(world: World) -> None:
+    log = await world.chat.respond(world.owner_id, say("Hi"))
+    place = {"conversation_id": log.conversation_id}
+    waiting = asyncio.create_task(world.chat.respond(world.owner_id, say("Later", **place)))
+    await asyncio.sleep(0.05)
+    await world.chat.stop()
+    with pytest.raises(EngineStopped):
+        await waiting
 
 
 async def test_a_stop_ends_running_answers_as_incomplete_with_their_text(

@@ -133,6 +133,16 @@ async def test_a_waiting_turn_is_withdrawn_when_its_asker_goes(world: World) -> 
     assert len(world.engine.asked) == 1
 
 
+async def test_askers_who_go_again_and_again_leave_no_work_behind(world: World) -> None:
+    await world.chat.respond(world.owner_id, say("Hi", conversation_key="k"))
+    before = len(asyncio.all_tasks())
+    body = b'{"input": "And?", "conversation": {"key": "k"}}'
+    for _ in range(3):
+        await gone_after(world, "/v1/responses", body, lambda: asyncio.sleep(0.1))
+    assert len(asyncio.all_tasks()) == before
+    (await world.engine.turn(0)).end()
+
+
 @pytest.mark.parametrize("stream", [b"true", b"false"])
 async def test_over_http_the_asker_is_the_reader(world: World, stream: bytes) -> None:
     body = b'{"input": "Hi", "on_disconnect": "cancel", "stream": ' + stream + b"}"

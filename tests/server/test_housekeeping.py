@@ -78,7 +78,9 @@ async def test_a_store_that_cannot_be_written_now_is_tried_again(world: World, m
         raise DatabaseUnavailable("The disk is full; make room.")
 
     monkeypatch.setattr(world.store, "remove_old_logs", full)
-    keeper = asyncio.create_task(keep_house(world.store, Retention(60, 60), lambda: LATER_S, interval_s=0.001))
+    keeper = asyncio.create_task(
+        keep_house(world.store, world.chat.orphans.end_all, Retention(60, 60), lambda: LATER_S, interval_s=0.001)
+    )
     for _ in range(3):
         await tries.acquire()
     keeper.cancel()

@@ -348,3 +348,17 @@ def test_any_event_is_a_command_or_is_refused_with_a_code(event: Json) -> None:
         parse_realtime(event)
     except ApiError as error:
         assert error.message.endswith((".", "!"))
+
+
+async def test_what_waits_is_bounded_in_bytes(world: World) -> None:
+    log = await world.chat.respond(world.owner_id, say("Hi"))
+    async with connected(world, log.conversation_id) as line:
+        for _ in range(3):
+            line.add(picture(b"x" * 300_000))
+        assert (await line.refused())["code"] == "rate_limit_exceeded"
+        await answer(world, 0, "Hello")
+        for _ in range(2):
+            assert (await line.refused())["code"] == "invalid_image"
+        for _ in range(2):
+            line.add(picture(b"x" * 300_000))
+            assert (await line.refused())["code"] == "invalid_image"

@@ -222,6 +222,38 @@ async def test_lanes_and_waiting_turns_are_bounded(world: World) -> None:
             (await world.engine.turn(number)).end()
 
 
+async def test_what_waits_is_bounded_in_bytes_and_only_what_is_too_much_is_lost(world: World) -> None:
+    async with connected(world) as line:
+        line.say("response.create", input="first", stream_id="0")
+        running = await world.engine.turn(0)
+        await line.until("response.created")
+        conversation = (await world.store.conversations(world.owner_id)).items[0].id
+        # Turns behind an answer on their lane, and on lanes of their own behind the conversation's answer.
+        for lane in ("0", "0", "1", "2"):
+            line.say("response.create", input="x" * 2400, stream_id=lane, conversation=conversation)
+        line.arriving.put_nowait(b"x" * 100)
+        line.say("response.create", input="x" * 2400, stream_id="3", conversation=conversation)
+        refused = await line.until("error")
+        assert (refused["code"], refused["stream_id"]) == ("rate_limit_exceeded", "3")
+        assert refused["message"].endswith("then send this again.")
+        line.say("response.create", input="short", stream_id="3")
+        running.end()
+        for number in range(1, 6):
+            (await world.engine.turn(number)).end()
+        for _ in range(6):
+            await line.until("response.completed")
+        line.say("response.create", input="x" * 9800, stream_id="4")
+        (await world.engine.turn(6)).end()
+        await line.until("response.completed")
+
+
+async def test_a_refused_turn_waits_no_more(world: World) -> None:
+    async with connected(world) as line:
+        for _ in range(3):
+            line.say("response.create", input="x" * 9000, conversation="conv_unknown")
+            assert (await line.until("error"))["code"] == "conversation_not_found"
+
+
 async def test_an_error_names_the_lane_of_its_frame(world: World) -> None:
     async with connected(world) as line:
         line.say("response.create", input="", stream_id="x")
