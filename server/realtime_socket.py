@@ -73,6 +73,7 @@ class RealtimeSocket(SocketConnection):
         self._waiting: asyncio.Queue[tuple[RealtimeCommand, dict[str, Any]]] = asyncio.Queue(MAX_WAITING)
         self._answering = False
         self._active: str | None = None
+        self._cancelled_early = False  # before the answer that is on its way was accepted
         self._out_of_band: set[str] = set()
         self._own_names: dict[str, str] = {}  # the client's name of an item -> its id
 
@@ -107,7 +108,7 @@ class RealtimeSocket(SocketConnection):
                     raise
                 except Exception as error:  # noqa: BLE001  every failure is an error event
                     if isinstance(command, CreateResponse) and not command.out_of_band:
-                        self._answering = False
+                        self._answering = self._cancelled_early = False
                     await self._tell(error, event)
 
     async def _work(self, command: RealtimeCommand) -> None:
@@ -181,6 +182,7 @@ class RealtimeSocket(SocketConnection):
             previous = None
         else:
             self._active = log.response_id
+            await self._catch_up_cancel(log.response_id)
             row = await self._store.response(self._owner_id, log.response_id)
             previous = self._name_of(row.parent_id)
         told = RealtimeResponse(previous, command.metadata, out_of_band=command.out_of_band)
@@ -216,8 +218,17 @@ class RealtimeSocket(SocketConnection):
             self._unstored.cancel(wanted)
         elif wanted is not None and wanted == self._active:
             await self._chat.cancel(self._owner_id, wanted)
+        elif wanted is None and self._answering:
+            self._cancelled_early = True
         else:
             raise ApiError("response_cancel_not_active", "No such response is under way; there is nothing to cancel.")
+
+    async def _catch_up_cancel(self, response_id: str) -> None:
+        """Cancel what has just been accepted, if that was asked for meanwhile; one that has ended already stays."""
+        wanted, self._cancelled_early = self._cancelled_early, False
+        if wanted:
+            with contextlib.suppress(ApiError):
+                await self._chat.cancel(self._owner_id, response_id)
 
     async def _conversation(self) -> str:
         if self._conversation_id is None:
