@@ -13,6 +13,7 @@ from typing import Any, Literal
 from idefics_chat.conversation.messages import Message
 from idefics_chat.server.chat import ChatService
 from idefics_chat.server.errors import ApiError
+from idefics_chat.server.held_key import HeldKey
 from idefics_chat.server.input_items import require_words
 from idefics_chat.server.item_objects import data_url
 from idefics_chat.server.json_text import compact
@@ -64,8 +65,9 @@ class RealtimeSocket(SocketConnection):
         limits: SocketLimits,
         *,
         conversation_id: str | None,
+        key: HeldKey | None = None,
     ) -> None:
-        super().__init__(chat, store, owner_id, receive, send, limits)
+        super().__init__(chat, store, owner_id, receive, send, limits, key=key)
         self._conversation_id = conversation_id
         self._session_id = chat.new_id("sess")
         self._instructions = ""
