@@ -9,6 +9,7 @@ import hashlib
 import ipaddress
 import secrets
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from idefics_chat.server.errors import ApiError
@@ -22,6 +23,14 @@ SCOPES = ("chat", "read", "metrics")
 all that its owner may."""
 
 _SUBPROTOCOL_KEY = "openai-insecure-api-key."
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """An owner, and the hash of the key that it was known by; None where it needed none."""
+
+    owner: Owner
+    key_hash: str | None
 
 
 def make_key() -> str:
@@ -43,7 +52,7 @@ def presented_key(headers: Mapping[str, str], subprotocols: Sequence[str] = ()) 
     return next(named, None)
 
 
-async def identify(store: Store, key: str | None, *, require_key: bool, reads: bool = False) -> Owner:
+async def identify(store: Store, key: str | None, *, require_key: bool, reads: bool = False) -> Identity:
     """The owner of the key. `reads`: what is asked changes nothing, so that the scope `read` is enough.
 
     Raises:
@@ -51,7 +60,7 @@ async def identify(store: Store, key: str | None, *, require_key: bool, reads: b
     """
     if key is not None and (owner := await store.owner_of_key(key_hash(key))) is not None:
         await _check_scope(store, key, {"chat", "read"} if reads else {"chat"})
-        return owner
+        return Identity(owner, key_hash(key))
     if key is not None and (require_key or key.startswith(KEY_PREFIX)):
         message = (
             "This key is not one of this server's, or no longer works; make one with: idefics-chat keys create NAME."
@@ -60,7 +69,7 @@ async def identify(store: Store, key: str | None, *, require_key: bool, reads: b
     if require_key:
         message = "A key is needed: send Authorization: Bearer KEY. Make one with: idefics-chat keys create NAME."
         raise ApiError("invalid_api_key", message)
-    return await store.owner(LOCAL_OWNER)
+    return Identity(await store.owner(LOCAL_OWNER), None)
 
 
 async def may_see_metrics(store: Store, key: str) -> bool:

@@ -18,6 +18,7 @@ from idefics_chat.server.auth import check_host, check_origin, identify, present
 from idefics_chat.server.chat import ChatService
 from idefics_chat.server.client_json import parse_json
 from idefics_chat.server.errors import ApiError
+from idefics_chat.server.held_key import HeldKey
 from idefics_chat.server.state import ServerState
 from idefics_chat.storage.store import Store
 
@@ -32,11 +33,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """An owner, and what the server does for owners."""
+    """An owner, and what the server does for owners; `key` is what it was let in by, None where it needed none."""
 
     owner_id: str
     store: Store
     chat: ChatService
+    key: HeldKey | None
 
 
 async def admit(connection: HTTPConnection) -> Caller:
@@ -52,11 +54,13 @@ async def admit(connection: HTTPConnection) -> Caller:
     services = state.ready()
     key = presented_key(connection.headers, connection.scope.get("subprotocols", []))
     reads = connection.scope.get("method") in ("GET", "HEAD")
-    owner = await identify(services.store, key, require_key=state.settings.require_key, reads=reads)
+    identity = await identify(services.store, key, require_key=state.settings.require_key, reads=reads)
     if (asker := ASKER.get()) is not None:
-        asker.owner_id = owner.id
+        asker.owner_id = identity.owner.id
         state.quotas.check_bytes(asker)
-    return Caller(owner.id, services.store, services.chat)
+    hashed = identity.key_hash
+    held = None if hashed is None else HeldKey(services.store, hashed, state.key_check_interval_s)
+    return Caller(identity.owner.id, services.store, services.chat, held)
 
 
 async def admit_websocket(websocket: WebSocket) -> Caller:

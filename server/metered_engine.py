@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from idefics_chat.conversation.prompt import Prompt
-from idefics_chat.inference.errors import InferenceError
+from idefics_chat.inference.errors import EngineBusy, InferenceError
 from idefics_chat.inference.requests import (
     Engine,
     Generation,
@@ -70,8 +70,8 @@ class MeteredEngine:
             if meter.counts_tokens:
                 meter.reserve(sum(await self._engine.count_tokens(request.prompt, request.load_image)))
             generation = await self._engine.submit(request)
-        except BaseException:
-            meter.withdraw()
+        except BaseException as error:
+            meter.withdraw(error)
             raise
         return MeteredGeneration(generation, meter, self._clock, started, self._tracing.turn())
 
@@ -86,8 +86,8 @@ class MeteredEngine:
             if meter.counts_tokens:
                 meter.reserve(sum(await self._engine.count_tokens(prompt, load_image)))
             scores = await scoring_engine(self._engine).score(prompt, continuations, load_image)
-        except BaseException:
-            meter.withdraw()
+        except BaseException as error:
+            meter.withdraw(error)
             raise
         meter.leave()
         return scores
@@ -105,9 +105,9 @@ class TurnMeter:
         self._quotas = quotas
         self.metrics = metrics
         self._reserved = 0
-        taken = None if asker is None else quotas.begin_turn(asker)
+        self._taken = None if asker is None else quotas.begin_turn(asker)
         metrics.turns_running.inc()
-        self._place = Place(lambda: self._leave(taken))
+        self._place = Place(self._leave)
 
     @property
     def counts_tokens(self) -> bool:
@@ -130,19 +130,22 @@ class TurnMeter:
         for kind in ("input", "cached", "image", "output"):
             tokens.labels(kind).inc(getattr(usage, f"{kind}_tokens"))
 
-    def withdraw(self) -> None:
-        """It was not begun."""
+    def withdraw(self, error: BaseException) -> None:
+        """It was not begun, for this reason. What a busy engine refused is not counted among the turns of the minute
+        either: its asker was told to ask again."""
         self.reserve(0)
+        if self._taken is not None and isinstance(error, EngineBusy):
+            self._taken.take_back()
         self.leave()
 
     def leave(self) -> None:
         """Give the place back. Idempotent."""
         self._place.give_back()
 
-    def _leave(self, taken: Place | None) -> None:
+    def _leave(self) -> None:
         self.metrics.turns_running.dec()
-        if taken is not None:
-            taken.give_back()
+        if self._taken is not None:
+            self._taken.give_back()
 
     def _spend(self, tokens: int) -> None:
         if self.counts_tokens and self._asker is not None and tokens:

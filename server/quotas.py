@@ -84,6 +84,22 @@ class Place:
         self.give_back()
 
 
+class TurnPlace(Place):
+    """The place of a turn."""
+
+    __slots__ = ("_uncount",)
+
+    def __init__(self, give_back: Callable[[], None], uncount: Callable[[], None]) -> None:
+        super().__init__(give_back)
+        self._uncount = uncount
+
+    def take_back(self) -> None:
+        """Give the place back as if it had never been taken: the turn is not counted among those of the minute."""
+        if self._give_back is not None:
+            self._uncount()
+        self.give_back()
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """One limit as clients are told of it in headers: how much, how much is left, seconds until all of it is."""
@@ -131,7 +147,7 @@ class Quotas:
 
         return Place(give_back)
 
-    def begin_turn(self, asker: Asker) -> Place:
+    def begin_turn(self, asker: Asker) -> TurnPlace:
         """A place for a turn, counted among those of the minute.
 
         Raises:
@@ -146,16 +162,22 @@ class Quotas:
             self._refuse_fast(who, allowed, account)
             self._refuse_spent(who, "bytes", account.bytes, allowed.bytes_per_day)
             self._refuse_spent(who, "tokens", account.tokens, allowed.tokens_per_day)
+        now = self._clock()
         for _, allowed, account in accounts:
             account.running_turns += 1
             if allowed.turns_per_minute:
-                account.recent.append(self._clock())
+                account.recent.append(now)
 
         def give_back() -> None:
             for _, _, account in accounts:
                 account.running_turns -= 1
 
-        return Place(give_back)
+        def uncount() -> None:
+            for _, _, account in accounts:
+                if now in account.recent:
+                    account.recent.remove(now)
+
+        return TurnPlace(give_back, uncount)
 
     def check_bytes(self, asker: Asker) -> None:
         """Raises ApiError `quota_exceeded` where the asker has sent its day's bytes. Who has used its day's tokens may

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from idefics_chat.conversation.messages import Message
 from idefics_chat.server.chat import ChatService
 from idefics_chat.server.errors import ApiError
+from idefics_chat.server.held_key import HeldKey
 from idefics_chat.server.input_items import require_words
 from idefics_chat.server.item_objects import data_url
 from idefics_chat.server.json_text import compact
@@ -64,8 +65,9 @@ class RealtimeSocket(SocketConnection):
         limits: SocketLimits,
         *,
         conversation_id: str | None,
+        key: HeldKey | None = None,
     ) -> None:
-        super().__init__(chat, store, owner_id, receive, send, limits)
+        super().__init__(chat, store, owner_id, receive, send, limits, key=key)
         self._conversation_id = conversation_id
         self._session_id = chat.new_id("sess")
         self._instructions = ""
@@ -73,6 +75,7 @@ class RealtimeSocket(SocketConnection):
         self._waiting: asyncio.Queue[tuple[RealtimeCommand, dict[str, Any], int]] = asyncio.Queue(MAX_WAITING)
         self._answering = False
         self._active: str | None = None
+        self._cancelled_early = False  # before the answer that is on its way was accepted
         self._out_of_band: set[str] = set()
         self._own_names: dict[str, str] = {}  # the client's name of an item -> its id
 
@@ -109,7 +112,7 @@ class RealtimeSocket(SocketConnection):
                     raise
                 except Exception as error:  # noqa: BLE001  every failure is an error event
                     if isinstance(command, CreateResponse) and not command.out_of_band:
-                        self._answering = False
+                        self._answering = self._cancelled_early = False
                     await self._tell(error, event)
                 finally:
                     self._waiting_bytes.remove(size)
@@ -185,6 +188,7 @@ class RealtimeSocket(SocketConnection):
             previous = None
         else:
             self._active = log.response_id
+            await self._catch_up_cancel(log.response_id)
             row = await self._store.response(self._owner_id, log.response_id)
             previous = self._name_of(row.parent_id)
         told = RealtimeResponse(previous, command.metadata, out_of_band=command.out_of_band)
@@ -220,8 +224,17 @@ class RealtimeSocket(SocketConnection):
             self._unstored.cancel(wanted)
         elif wanted is not None and wanted == self._active:
             await self._chat.cancel(self._owner_id, wanted)
+        elif wanted is None and self._answering:
+            self._cancelled_early = True
         else:
             raise ApiError("response_cancel_not_active", "No such response is under way; there is nothing to cancel.")
+
+    async def _catch_up_cancel(self, response_id: str) -> None:
+        """Cancel what has just been accepted, if that was asked for meanwhile; one that has ended already stays."""
+        wanted, self._cancelled_early = self._cancelled_early, False
+        if wanted:
+            with contextlib.suppress(ApiError):
+                await self._chat.cancel(self._owner_id, response_id)
 
     async def _conversation(self) -> str:
         if self._conversation_id is None:

@@ -12,6 +12,7 @@ from typing import Any
 from idefics_chat.server.chat import ChatService
 from idefics_chat.server.conversation_watch import ConversationWatch
 from idefics_chat.server.errors import ApiError, as_api_error
+from idefics_chat.server.held_key import HeldKey
 from idefics_chat.server.json_text import compact
 from idefics_chat.server.response_log import LogReader, ResponseLog
 from idefics_chat.server.responses_request import (
@@ -47,9 +48,17 @@ class ResponsesSocket(SocketConnection):
     """One connection of one owner. `serve` runs it to its end."""
 
     def __init__(
-        self, chat: ChatService, store: Store, owner_id: str, receive: Receive, send: Send, limits: SocketLimits
+        self,
+        chat: ChatService,
+        store: Store,
+        owner_id: str,
+        receive: Receive,
+        send: Send,
+        limits: SocketLimits,
+        *,
+        key: HeldKey | None = None,
     ) -> None:
-        super().__init__(chat, store, owner_id, receive, send, limits)
+        super().__init__(chat, store, owner_id, receive, send, limits, key=key)
         self._lanes: dict[str | None, deque[tuple[CreateCommand, int]]] = {}  # with their bytes
         self._subscriptions: dict[str, asyncio.Task[None]] = {}
         self._frames = PendingFrames(limits)

@@ -2,16 +2,18 @@
 
 Knows no web framework: it is given a way to receive and a way to send. An error about a frame is answered and the
 connection stays. When the client goes, the connection's tasks end; stored turns go on without it as far as their
-disconnect policy says.
+disconnect policy says. A key that ends is as a client that goes, but that it is told why.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Coroutine
 from typing import Any
 
 from idefics_chat.server.chat import ChatService
 from idefics_chat.server.errors import ApiError, as_api_error
+from idefics_chat.server.held_key import HeldKey, KeyEnded
 from idefics_chat.server.socket_frames import (
     ClientGone,
     Receive,
@@ -22,16 +24,26 @@ from idefics_chat.server.socket_frames import (
     is_long,
     parse_frame,
 )
+from idefics_chat.storage.errors import StorageError
 from idefics_chat.storage.store import Store
 
 _log = logging.getLogger(__name__)
 
 
 class SocketConnection:
-    """One connection of one owner. `serve` runs it to its end; what is said on it is the protocol's."""
+    """One connection of one owner. `serve` runs it to its end; what is said on it is the protocol's. `receive` can be
+    cancelled without loss; `key` is what the owner was let in by, None where it needed none."""
 
     def __init__(
-        self, chat: ChatService, store: Store, owner_id: str, receive: Receive, send: Send, limits: SocketLimits
+        self,
+        chat: ChatService,
+        store: Store,
+        owner_id: str,
+        receive: Receive,
+        send: Send,
+        limits: SocketLimits,
+        *,
+        key: HeldKey | None = None,
     ) -> None:
         self._chat = chat
         self._store = store
@@ -39,24 +51,36 @@ class SocketConnection:
         self._limits = limits
         self._send_text = send
         self._receive = receive
+        self._key = key
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting_bytes = WaitingBytes(limits)
         self._unstored = chat.unstored()
 
     async def serve(self) -> None:
-        """Until the client has gone."""
+        """Until the client has gone.
+
+        Raises:
+            KeyEnded: the key has ended; the client was told, and its websocket is to be closed.
+        """
+        ended: KeyEnded | None = None
         async with self._group:
             try:
                 await self._begin()
-                while (frame := await self._receive()) is not None:
+                while (frame := await self._next()) is not None:
                     await self._take(frame)
             except ClientGone:
                 pass
+            except KeyEnded as error:
+                ended = error
             finally:
                 self._unstored.close()
                 for task in self._tasks:
                     task.cancel()
+        if ended is not None:
+            with contextlib.suppress(ClientGone):
+                await self._send_api_error(ended, {})
+            raise ended
 
     async def _begin(self) -> None:
         """Before the first frame."""
@@ -74,16 +98,30 @@ class SocketConnection:
         """Tell the client what was wrong with its event."""
         raise NotImplementedError
 
+    async def _next(self) -> str | bytes | None:
+        """The next frame, None when the client has gone. While none comes the key is looked up now and then: what the
+        client listens to ends with it. Raises KeyEnded."""
+        if self._key is None:
+            return await self._receive()
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._key.interval_s):
+                    return await self._receive()
+            with contextlib.suppress(StorageError):  # to be tried again
+                await self._key.check()
+
     async def _take(self, frame: str | bytes) -> None:
         event: dict[str, Any] = {}
         try:
+            if self._key is not None:
+                await self._key.check()
             size = check_size(frame, self._limits)
             if isinstance(frame, bytes):
                 self._keep(frame)
                 return
             event = await parse_frame(frame)
             await self._obey(event, size, off_loop=is_long(frame))
-        except ClientGone:
+        except (ClientGone, KeyEnded):
             raise
         except Exception as error:  # noqa: BLE001  an error about a frame never ends the connection
             await self._tell(error, event)

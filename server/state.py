@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from idefics_chat.server.chat import ChatService
 from idefics_chat.server.errors import ApiError
+from idefics_chat.server.held_key import CHECK_INTERVAL_S
 from idefics_chat.server.metrics import Metrics
 from idefics_chat.server.quotas import Quotas
 from idefics_chat.server.settings import Settings
@@ -28,6 +29,9 @@ class ServerState:
     services: Services | None = None
     metrics: Metrics = field(default_factory=Metrics)
     tracing: Tracing = field(default_factory=Tracing)
+    key_check_interval_s: float = CHECK_INTERVAL_S
+    """How often the key of a websocket that says nothing is looked up."""
+
     quotas: Quotas = field(init=False)
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TypeVar
 
 from idefics_chat.inference.errors import EngineStopped
+from idefics_chat.server.asker import ASKER, Asker
 from idefics_chat.server.errors import as_api_error
 from idefics_chat.server.json_text import compact
 from idefics_chat.server.task_objects import (
@@ -174,6 +175,8 @@ class Batches:
 
     async def _work(self, running: _Running) -> None:
         """A batch's life in this process: never raises but when it is cancelled."""
+        if ASKER.get() is None:  # begun by another process; its owner's limits hold here too
+            ASKER.set(Asker(running.id, "", running.owner_id))
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(AT_ONCE):

@@ -51,16 +51,20 @@ class TaskService:
         return self._object(create, await self._runner_for(owner_id).run(order))
 
     async def run_in_batch(self, owner_id: str, create: TaskCreate) -> TaskObject:
-        """Run one task of a batch. It waits where the engine is busy or its owner asks too often. Raises as `run`."""
-        async with self._batch_places:
-            order, runner = await self._order(owner_id, create), self._runner_for(owner_id)
-            while True:
-                try:
-                    return self._object(create, await runner.run(order, patient=True))
-                except ApiError as error:
-                    if error.code != "rate_limit_exceeded":
-                        raise
-                    await asyncio.sleep(min(error.retry_after_s or LONGEST_PAUSE_S, LONGEST_PAUSE_S))
+        """Run one task of a batch. It waits where the engine is busy, or its owner asks too often: then others have
+        its place meanwhile. Raises as `run`."""
+        order: Order | None = None
+        while True:
+            try:
+                async with self._batch_places:
+                    if order is None:
+                        order = await self._order(owner_id, create)
+                    return self._object(create, await self._runner_for(owner_id).run(order, patient=True))
+            except ApiError as error:
+                if error.code != "rate_limit_exceeded":
+                    raise
+                pause_s = min(error.retry_after_s or LONGEST_PAUSE_S, LONGEST_PAUSE_S)
+            await asyncio.sleep(pause_s)
 
     async def start(self) -> None:
         """Go on with the batches that the last process left."""

@@ -1,11 +1,14 @@
 """The websocket endpoints: handshakes, and the ways in and out of a connection."""
 
+import contextlib
 from collections.abc import Awaitable, Callable
 
 from fastapi import APIRouter, WebSocket
+from starlette.status import WS_1008_POLICY_VIOLATION
 from starlette.websockets import WebSocketState
 
 from idefics_chat.server.errors import ApiError, as_api_error
+from idefics_chat.server.held_key import KeyEnded
 from idefics_chat.server.http_access import Caller, admit_websocket
 from idefics_chat.server.http_errors import refusal
 from idefics_chat.server.realtime_socket import RealtimeSocket
@@ -23,7 +26,7 @@ async def responses(websocket: WebSocket) -> None:
     """The Responses protocol over a websocket."""
 
     async def open_socket(caller: Caller, line: Line) -> ResponsesSocket:
-        return ResponsesSocket(caller.chat, caller.store, caller.owner_id, *line)
+        return ResponsesSocket(caller.chat, caller.store, caller.owner_id, *line, key=caller.key)
 
     await _serve(websocket, open_socket)
 
@@ -40,7 +43,9 @@ async def realtime(websocket: WebSocket) -> None:
         conversation_id = query.get("conversation")
         if conversation_id is not None:
             await caller.store.conversation(caller.owner_id, conversation_id)
-        return RealtimeSocket(caller.chat, caller.store, caller.owner_id, *line, conversation_id=conversation_id)
+        return RealtimeSocket(
+            caller.chat, caller.store, caller.owner_id, *line, conversation_id=conversation_id, key=caller.key
+        )
 
     await _serve(websocket, open_socket)
 
@@ -70,7 +75,11 @@ async def _serve(
         return
     offered = websocket.scope.get("subprotocols", [])
     await websocket.accept("realtime" if "realtime" in offered else None)
-    await socket.serve()
+    try:
+        await socket.serve()
+    except KeyEnded as ended:
+        with contextlib.suppress(Exception):  # it has gone meanwhile, in whatever words of the server under us
+            await websocket.close(WS_1008_POLICY_VIOLATION, ended.message)
 
 
 def _receiver(websocket: WebSocket) -> Receive:

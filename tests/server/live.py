@@ -42,8 +42,8 @@ class LiveServer:
         """Of the Responses websocket."""
         return f"ws://{self.address}/v1/responses"
 
-    def connect(self, **options: Any) -> connect:
-        return connect(self.url, **{"proxy": None, "max_size": 2**20, **options})
+    def connect(self, path: str = "/v1/responses", **options: Any) -> connect:
+        return connect(f"ws://{self.address}{path}", **{"proxy": None, "max_size": 2**20, **options})
 
     def value(self, name: str, **labels: str) -> float:
         """One number of the metrics, 0 where it was never counted."""

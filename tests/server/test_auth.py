@@ -6,6 +6,7 @@ import pytest
 
 from idefics_chat.server.auth import (
     KEY_PREFIX,
+    Identity,
     check_host,
     check_origin,
     identify,
@@ -41,9 +42,10 @@ async def test_a_key_is_its_owner_s_and_none_is_the_local_owner_s_where_none_is_
         key = make_key()
         ann = await store.owner("ann")
         await store.add_key(ann.id, key_hash(key), "ann")
-        assert await identify(store, key, require_key=True) == ann
-        assert (await identify(store, None, require_key=False)).name == "local"
-        assert (await identify(store, "sk-something-else", require_key=False)).name == "local"
+        assert await identify(store, key, require_key=True) == Identity(ann, key_hash(key))
+        local = Identity(await store.owner("local"), None)
+        assert await identify(store, None, require_key=False) == local
+        assert await identify(store, "sk-something-else", require_key=False) == local
         for wrong, needed in ((make_key(), False), (make_key(), True), (None, True), ("sk-x", True)):
             with pytest.raises(ApiError) as error:
                 await identify(store, wrong, require_key=needed)
@@ -97,7 +99,7 @@ async def test_a_key_with_scopes_does_what_they_say_and_no_more(tmp_path: Path) 
         for scopes, key in keys.items():
             for reads, allowed in ((True, may_write | {("read",)}), (False, may_write)):
                 if scopes in allowed:
-                    assert await identify(store, key, require_key=True, reads=reads) == ann
+                    assert (await identify(store, key, require_key=True, reads=reads)).owner == ann
                 else:
                     with pytest.raises(ApiError) as refused:
                         await identify(store, key, require_key=True, reads=reads)

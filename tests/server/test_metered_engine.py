@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from idefics_chat.conversation.prompt import Prompt, TextRun
-from idefics_chat.inference.errors import EngineBusy, GenerationFailed
+from idefics_chat.inference.errors import EngineBusy, EngineStopped, GenerationFailed
 from idefics_chat.inference.requests import Generation, GenerationRequest, GenerationResult
 from idefics_chat.server.asker import ASKER, Asker
 from idefics_chat.server.errors import ApiError
@@ -92,6 +92,19 @@ async def test_a_turn_that_the_engine_refuses_costs_nothing() -> None:
         await metered.submit()
     assert metered.running == 0
     assert metered.tokens_left() == 100
+
+
+async def test_a_turn_that_a_busy_engine_refuses_is_none_of_the_minute_s_and_one_that_fails_is() -> None:
+    metered = Metered(turns_per_minute_per_key=2, turns_per_minute_per_address=2)
+    metered.scripted.busy = True
+    for _ in range(3):
+        with pytest.raises(EngineBusy):
+            await metered.submit()
+    assert metered.quotas.windows(metered.asker)["requests"].remaining == 2
+    metered.scripted.stopped = True
+    with pytest.raises(EngineStopped):
+        await metered.submit()
+    assert metered.quotas.windows(metered.asker)["requests"].remaining == 1
 
 
 async def test_who_drops_an_answer_has_paid_for_its_prompt_and_what_was_said() -> None:

@@ -82,6 +82,32 @@ def test_turns_a_minute_are_counted_over_any_minute_and_the_wait_is_told() -> No
     assert limited.windows(asker())["requests"].remaining == 0
 
 
+def test_a_turn_that_is_taken_back_was_never_counted() -> None:
+    clock = Time()
+    limited = quotas(clock, turns_per_minute_per_key=2, running_turns_per_key=1)
+    limited.begin_turn(asker()).give_back()
+    clock.now += 30
+    for _ in range(3):
+        place = limited.begin_turn(asker())
+        place.take_back()
+        place.take_back()
+        place.give_back()
+    assert limited.windows(asker())["requests"].remaining == 1
+    clock.now += 29
+    late = limited.begin_turn(asker())
+    clock.now += 61
+    late.take_back()
+    assert limited.windows(asker())["requests"].remaining == 2
+
+
+def test_a_place_that_was_given_back_is_not_taken_back() -> None:
+    limited = quotas(Time(), turns_per_minute_per_key=2)
+    place = limited.begin_turn(asker())
+    place.give_back()
+    place.take_back()
+    assert limited.windows(asker())["requests"].remaining == 1
+
+
 def test_tokens_and_bytes_of_a_day_come_back_at_midnight() -> None:
     clock = Time()
     limited = quotas(clock, tokens_per_day_per_key=100, bytes_per_day_per_address=10)

@@ -161,6 +161,39 @@ async def test_one_response_at_a_time_and_a_cancel_keeps_what_was_said(world: Wo
         assert (await line.until("response.done"))["response"]["status"] == "completed"
 
 
+async def test_a_cancel_reaches_a_turn_that_still_waits(world: World) -> None:
+    conversation = await world.chat.edits.create(world.owner_id, (), None)
+    async with connected(world, conversation.id) as line:
+        line.add(text("Hi"))
+        await line.until("conversation.item.done")
+        async with world.chat._places.hold(conversation.id):
+            line.say("response.create")
+            line.say("response.cancel")
+            line.say("response.cancel")
+            line.say("session.update", session={"type": "realtime"})
+            await line.until("session.updated")
+        await line.until("response.created")
+        response = (await line.until("response.done"))["response"]
+        assert (response["status"], response["status_details"]["reason"]) == ("cancelled", "client_cancelled")
+        line.say("response.cancel")
+        assert (await line.refused())["code"] == "response_cancel_not_active"
+        line.add(text("Again"))
+        line.say("response.create")
+        await answer(world, 1, "Hello")
+        assert (await line.until("response.done"))["response"]["status"] == "completed"
+
+
+async def test_a_cancel_of_an_answer_that_never_began_is_not_the_next_one_s(world: World) -> None:
+    async with connected(world) as line:
+        line.say("response.create")
+        line.say("response.cancel")
+        assert (await line.refused())["code"] == "missing_required_parameter"
+        line.add(text("Hi"))
+        line.say("response.create")
+        await answer(world, 0, "Hello")
+        assert (await line.until("response.done"))["response"]["status"] == "completed"
+
+
 async def test_an_answer_out_of_band_is_in_no_conversation(world: World) -> None:
     async with connected(world) as line:
         line.add(text("Hi"))
