@@ -14,7 +14,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import uuid4
@@ -24,7 +24,14 @@ import torch
 from idefics_chat.conversation.images import ImageLimits
 from idefics_chat.conversation.prompt import Prompt, TextRun
 from idefics_chat.inference.devices import main_memory
-from idefics_chat.inference.errors import EngineBusy, EngineStopped, GenerationFailed, ModelLoadError, PromptTooLong
+from idefics_chat.inference.errors import (
+    EngineBusy,
+    EngineStopped,
+    GenerationFailed,
+    InferenceError,
+    ModelLoadError,
+    PromptTooLong,
+)
 from idefics_chat.inference.families import family_of
 from idefics_chat.inference.family import Family
 from idefics_chat.inference.feature_files import FeatureFiles, FeatureStore
@@ -48,6 +55,13 @@ begins together: images are encoded in one forward then, and rows decode in step
 
 FREE_SHARE = 0.7
 """Of the memory that is free once the weights are loaded, what keys and values may take; the rest is for the steps."""
+
+SCORED_AT_ONCE = 8
+"""Continuations of one prompt that are in the queue together: enough to be read together, few enough for others to get
+in between."""
+
+FULL_QUEUE_PAUSE_S = 0.05
+"""How long a scoring that has begun waits before it asks a full queue again."""
 
 COPIES_SHARE = 0.25
 """Of the main memory that is free once the weights are loaded, what a second copy of those that are packed may take."""
@@ -168,15 +182,17 @@ class LocalEngine:
                 comes through.
         """
         check_request(request, self._max_sequences)
+        self._reserve()
         return (await self._enqueue([request]))[0][1]
 
     async def score(self, prompt: Prompt, continuations: Sequence[str], load_image: ImageLoader) -> tuple[float, ...]:
         """Log-likelihood (natural, summed over its tokens) of each text as what comes next after the prompt.
 
-        What the prompt and the continuations begin with is computed once.
+        The prompt is computed once. A few continuations at a time take places in the queue, so that others get in
+        between; where it is full later on, they wait. Nothing runs on when this ends, however it ends.
 
         Raises:
-            As `submit`; EngineStopped, GenerationFailed: it was under way.
+            As `submit`; EngineStopped, GenerationFailed, PromptTooLong: it was under way.
         """
         shared = f"score {uuid4()}"
         requests = [
@@ -188,13 +204,12 @@ class LocalEngine:
             )
             for text in continuations
         ]
+        scores: list[float] = []
         try:
-            queued = await self._enqueue(requests, scored=True)
-            for _, generation in queued:
-                results = [item async for item in generation if isinstance(item, GenerationResult)]
-                if results[-1].finish_reason != "length":
-                    raise EngineStopped
-            return tuple(job.score for job, _ in queued)
+            while left := requests[len(scores) :]:
+                places = await self._places(len(left), patient=bool(scores))
+                scores += await self._scored(left[:places])
+            return tuple(scores)
         finally:
             self._forget(shared)
 
@@ -213,8 +228,7 @@ class LocalEngine:
     async def _enqueue(
         self, requests: Sequence[GenerationRequest], scored: bool = False
     ) -> list[tuple[Job, LocalGeneration]]:
-        """Queue requests together, in one place of the queue."""
-        self._reserve()
+        """Queue requests together, in the places of the queue that were reserved for them."""
         try:
             queued = [await self._job(request, scored) for request in requests]
             with self._wake:
@@ -224,19 +238,44 @@ class LocalEngine:
                 self._wake.notify_all()
         finally:
             with self._wake:
-                self._accepted -= 1
+                self._accepted -= len(requests)
                 self._wake.notify_all()
         return queued
 
-    def _reserve(self) -> None:
-        """Take a place in the queue, or refuse."""
+    def _reserve(self, most: int = 1) -> int:
+        """Take so many places in the queue, or as many as there are, and say how many; refuse where there is none."""
         with self._wake:
             if self._stopping:
                 raise EngineStopped
             ahead = self._scheduler.waiting + len(self._arrived) + self._accepted
-            if ahead >= self._max_waiting:
+            places = min(most, self._max_waiting - ahead)
+            if places < 1:
                 raise EngineBusy(self._scheduler.expected_wait_s(ahead))
-            self._accepted += 1
+            self._accepted += places
+            return places
+
+    async def _places(self, wanted: int, patient: bool) -> int:
+        """Places in the queue for continuations of one prompt, at least one; `patient` waits for it."""
+        while True:
+            try:
+                return self._reserve(min(wanted, SCORED_AT_ONCE))
+            except EngineBusy:
+                if not patient:
+                    raise
+            await asyncio.sleep(FULL_QUEUE_PAUSE_S)
+
+    async def _scored(self, requests: Sequence[GenerationRequest]) -> list[float]:
+        """The scores of requests that have places in the queue. None of them runs on behind it."""
+        queued = await self._enqueue(requests, scored=True)
+        try:
+            for _, generation in queued:
+                results = [item async for item in generation if isinstance(item, GenerationResult)]
+                if results[-1].finish_reason != "length":
+                    raise EngineStopped
+        finally:
+            for _, generation in queued:
+                generation.cancel()  # past its end this does nothing
+        return [job.score for job, _ in queued]
 
     async def _job(self, request: GenerationRequest, scored: bool) -> tuple[Job, LocalGeneration]:
         """A job for a request; `scored`: the last run of its prompt is to be scored."""
@@ -257,7 +296,8 @@ class LocalEngine:
         return await asyncio.to_thread(self._encoder.encode, prompt, self._images.token_ids)
 
     def _forget(self, group: str) -> None:
-        """Have dropped what is kept for a group that nobody will ask for again."""
+        """Have dropped what is kept for a group that nobody will ask for again, and what still runs for it leave
+        nothing."""
         with self._wake:
             self._forgotten.append(group)
             self._wake.notify_all()
@@ -271,14 +311,19 @@ class LocalEngine:
     def _work(self) -> None:
         """Step while there is work; end everything when told to stop, or when a step fails as a whole."""
         while self._take_arrived():
-            try:
-                self._scheduler.step()
-            except Exception:
-                logger.exception("a step of the engine failed; its requests are ended")
-                self._scheduler.abandon(GenerationFailed())
+            self._do(self._scheduler.step, GenerationFailed())
+        self._do(self._scheduler.stop, EngineStopped())
+
+    def _do(self, work: Callable[[], None], error: InferenceError) -> None:
+        """Do a part of the work and hand over what came of it; where it fails as a whole, end everything with an
+        error."""
+        try:
+            work()
+        except Exception:
+            logger.exception("a step of the engine failed; its requests are ended")
+            self._scheduler.abandon(error)
+        finally:
             self._outbox.flush()
-        self._scheduler.stop()
-        self._outbox.flush()
 
     def _take_arrived(self) -> bool:
         """Wait until there is work, and hand new requests to the scheduler; False when it is time to stop."""

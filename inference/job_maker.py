@@ -32,8 +32,10 @@ class JobMaker:
         arrived_s: float,
         scored: bool = False,
     ) -> Job:
-        """A job; `scored`: the last run of its prompt is to be scored."""
+        """A job; `scored`: the last run of its prompt is to be scored, and of what stands before it that is kept which
+        another can use again."""
         sampling = request.sampling
+        scored_from = len(prompt) - prompt.run_lengths[-1] if scored else None
         return Job(
             prompt=prompt,
             places=self._family.places(prompt.images),
@@ -45,10 +47,10 @@ class JobMaker:
             beams=self._beams(request, max_tokens) if sampling.num_beams > 1 else None,
             recorder=self._recorder(request),
             group=request.cache_key,
-            kept_tokens=_kept_tokens(request, prompt),
+            kept_tokens=_kept_tokens(request, prompt) if scored_from is None else max(0, scored_from - 1),
             deadline_s=None if request.timeout_s is None else arrived_s + request.timeout_s,
             arrived_s=arrived_s,
-            scored_from=len(prompt) - prompt.run_lengths[-1] if scored else None,
+            scored_from=scored_from,
         )
 
     def _answer(self, request: GenerationRequest, prompt: EncodedPrompt, max_tokens: int) -> Answer:

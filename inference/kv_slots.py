@@ -8,6 +8,7 @@ import math
 import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypeVar
 
 import torch
@@ -20,6 +21,17 @@ Item = TypeVar("Item")
 
 KeyValues = list[tuple[Tensor, Tensor]]
 """Keys and values of each layer, `(heads, tokens, head_dim)`."""
+
+
+class RowsMixedUp(Exception):
+    """Rows were to change places and did so in some layers only: all that was in them is lost."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(rows)
+        self.rows = rows
+
+    def __str__(self) -> str:
+        return f"{self.rows} rows of the cache were rearranged in some layers and not in others"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +94,30 @@ class SlotTensors:
 
     def rearrange(self, pairs: Sequence[tuple[int, int]], start: int, end: int) -> None:
         """For each pair of a target row and a source row: copy the tokens `start` to `end`, all rows at once, so that
-        rows may change places."""
-        targets, sources = [target for target, _ in pairs], [source for _, source in pairs]
-        for keys, values in self.layers:
-            keys[targets, :, start:end] = keys[sources, :, start:end]
-            values[targets, :, start:end] = values[sources, :, start:end]
+        rows may change places; one layer at a time, since there may be little memory.
 
-    def export(self, row: int, tokens: int) -> KeyValues:
-        """A copy of the first `tokens` of a row."""
-        return [(keys[row, :, :tokens].clone(), values[row, :, :tokens].clone()) for keys, values in self.layers]
+        Raises:
+            RowsMixedUp: it broke off on its way. Whatever else is raised, nothing has changed.
+        """
+        targets, sources = [target for target, _ in pairs], [source for _, source in pairs]
+        has_changed = False
+        try:
+            for stored in chain.from_iterable(self.layers):
+                moved = stored[sources, :, start:end]
+                has_changed = True
+                stored[targets, :, start:end] = moved
+        except Exception as error:
+            if not has_changed:
+                raise
+            raise RowsMixedUp(len(pairs)) from error
+
+    def export(self, row: int, tokens: int, device: torch.device | None = None) -> KeyValues:
+        """A copy of the first `tokens` of a row, on the layers' own devices or all on `device`."""
+
+        def copied(stored: Tensor) -> Tensor:
+            return stored[row, :, :tokens].to(device or stored.device, copy=True)
+
+        return [(copied(keys), copied(values)) for keys, values in self.layers]
 
     def fill(self, row: int, parked: KeyValues, tokens: int) -> None:
         """Copy the first `tokens` of what was exported into a row."""

@@ -43,6 +43,11 @@ class LruBytes(Generic[Key, Value]):
         self.budget_bytes = budget_bytes
         return self._shrink()
 
+    def make_room(self, size_bytes: int) -> list[tuple[Key, Value]]:
+        """Have so many bytes free; return what had to go for it, oldest first. Nothing goes for more than the budget,
+        since that is not kept."""
+        return [] if size_bytes > self.budget_bytes else self._shrink(size_bytes)
+
     def put(self, key: Key, value: Value) -> list[tuple[Key, Value]]:
         """Keep a value; return what had to go for it, oldest first (the value itself if it is too large)."""
         self.pop(key)
@@ -66,9 +71,9 @@ class LruBytes(Generic[Key, Value]):
         self._items.clear()
         self.used_bytes = 0
 
-    def _shrink(self) -> list[tuple[Key, Value]]:
+    def _shrink(self, free_bytes: int = 0) -> list[tuple[Key, Value]]:
         gone = []
-        while self.used_bytes > self.budget_bytes:
+        while self.used_bytes + free_bytes > self.budget_bytes:
             key, (value, size) = self._items.popitem(last=False)
             self.used_bytes -= size
             gone.append((key, value))

@@ -8,12 +8,19 @@ A prefix is found whatever request it comes from, but only within its group: how
 beginning was known, so that what one owner wrote must not be found by another.
 """
 
+import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from idefics_chat.inference.kv_slots import KeyValues
 from idefics_chat.inference.lru_bytes import LruBytes
 from idefics_chat.inference.prefix_index import PrefixIndex
+
+logger = logging.getLogger(__name__)
+
+Tier = Literal["device", "host"]
+"""Where a prefix lies."""
 
 TokenKey = int | tuple[int, str]
 """A token's id, with the digest of the image it stands for if there is one."""
@@ -84,13 +91,24 @@ class PrefixStore:
         assert prefix is not None
         return prefix
 
-    def park(self, group: Hashable, prefix: Prefix) -> int:
-        """Keep a prefix; those of its group that it begins with are forgotten, since it holds all of them. Its number,
-        which no other ever gets."""
-        for number in self._index.beginnings(group, prefix.keys):
+    def make_room(self, group: Hashable, keys: Sequence[TokenKey], size_bytes: int) -> Tier | None:
+        """Have room for a prefix of that size before it is there, and say where; None where it is larger than either
+        budget. Those of its group that it begins with are forgotten, since it will hold all of them."""
+        if size_bytes > max(self._device.budget_bytes, self._host.budget_bytes):
+            return None
+        for number in self._index.beginnings(group, keys):
             old = self[number].keys
-            if common_length(old, prefix.keys) == len(old):
+            if common_length(old, keys) == len(old):
                 self._forget(number)
+        if size_bytes <= self._device.budget_bytes:
+            self._to_host(self._device.make_room(size_bytes))
+            return "device"
+        self._room_in_host(size_bytes)
+        return "host"
+
+    def park(self, group: Hashable, prefix: Prefix) -> int:
+        """Keep a prefix, in the room that is made for it. Its number, which no other ever gets."""
+        self.make_room(group, prefix.keys, prefix.nbytes)
         number, self._next_number = self._next_number, self._next_number + 1
         self._index.add(number, group, prefix.keys)
         self._to_host(self._device.put(number, prefix))
@@ -119,9 +137,22 @@ class PrefixStore:
 
     def _to_host(self, evicted: Sequence[tuple[int, Prefix]]) -> None:
         for number, prefix in evicted:
-            moved = Prefix(prefix.keys, [(keys.cpu(), values.cpu()) for keys, values in prefix.key_values])
-            for gone, _ in self._host.put(number, moved):
-                self._forget(gone)
+            if not self._room_in_host(prefix.nbytes):
+                self._forget(number)
+                continue
+            try:
+                moved = Prefix(prefix.keys, [(keys.cpu(), values.cpu()) for keys, values in prefix.key_values])
+            except Exception:
+                logger.warning("a parked cache could not be moved to host memory; it is dropped", exc_info=True)
+                self._forget(number)
+            else:
+                self._host.put(number, moved)
+
+    def _room_in_host(self, size_bytes: int) -> bool:
+        """Have so many bytes free in host memory; False where that is more than may be used there."""
+        for gone, _ in self._host.make_room(size_bytes):
+            self._forget(gone)
+        return size_bytes <= self._host.budget_bytes
 
     def _forget(self, number: int) -> None:
         self._device.pop(number)

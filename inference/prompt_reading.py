@@ -135,12 +135,14 @@ class PromptReading:
                 self._jobs.fail(parts[0].job, error)
                 return 0
             logger.warning("%d prompts could not be read together; trying each by itself", len(parts), exc_info=error)
-            return sum(self._read_parts([part]) for part in parts)
+            return sum(self._read_parts([part]) for part in parts if part.job.lead.row >= 0)
         # Before anyone begins or ends: rows may change places then.
         for part in parts:
             part.job.lead.filled = part.end
         greedy = self._first_tokens(parts, found)
         for part, logits in zip(parts, found, strict=True):
+            if part.job.lead.row < 0:
+                continue  # it ended with another whose failure cost it its row
             try:
                 self._take(part, logits, greedy.get(part.job))
             except Exception as error:  # noqa: BLE001  whatever it is, it ends only its own request

@@ -17,7 +17,7 @@ from idefics_chat.inference.family import EncodedImage
 from idefics_chat.inference.job import Job
 from idefics_chat.inference.lru_bytes import LruBytes
 from idefics_chat.inference.requests import FinishReason
-from idefics_chat.inference.slot_rows import SlotRows
+from idefics_chat.inference.slot_rows import RowsLost, SlotRows
 
 logger = logging.getLogger(__name__)
 
@@ -51,18 +51,23 @@ class RunningJobs:
         self.counters.requests_finished += 1
 
     def fail(self, job: Job, error: Exception) -> None:
-        """End a job with an error; its row is free, what stood in it is not trusted."""
+        """End a job with an error, and with it those whose rows were lost with its own; their rows are free, what stood
+        in them is not trusted."""
         logger.error("a request failed in the model", exc_info=error)
-        self.rows.leave(job, park=False)
-        job.sink.put(GenerationFailed())
-        self.counters.requests_failed += 1
+        for failed in error.jobs if isinstance(error, RowsLost) else [job]:
+            self.rows.leave(failed, park=False)
+            failed.sink.put(GenerationFailed())
+            self.counters.requests_failed += 1
 
     def end_those(self, is_over: Callable[[Job], bool], reason: FinishReason) -> None:
-        """End all jobs of which that is true, waiting or running."""
+        """End all jobs of which that is true, waiting or running. A failure ends its own job alone."""
         over = [job for job in self if is_over(job)]
         self.waiting = deque(job for job in self.waiting if job not in over)
         for job in over:
-            self.end(job, reason)
+            try:
+                self.end(job, reason)
+            except Exception as error:  # noqa: BLE001  whatever it is, it ends only its own request
+                self.fail(job, error)
 
     def abandon(self, error: InferenceError) -> None:
         """End everything with an error, and trust no row."""

@@ -96,7 +96,10 @@ class Scheduler:
         return self._jobs.features.peek(digest)
 
     def forget(self, group: Hashable) -> None:
-        """Drop what is kept for a group; what runs for it goes on, and may leave something again."""
+        """Drop what is kept for a group; what runs or waits for it goes on, and leaves nothing."""
+        for job in self._jobs:
+            if job.group == group:
+                job.group = None
         self._jobs.rows.parked.forget_group(group)
 
     def submit(self, job: Job) -> None:

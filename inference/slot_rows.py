@@ -4,15 +4,33 @@ Decoding requests hold the first rows, so that a decode step reads them without 
 read have the rows behind them, so that one forward reads them all. When one leaves, another moves into its row.
 """
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
+
+import torch
 
 from idefics_chat.inference.family import Family
 from idefics_chat.inference.job import Branch, Job
-from idefics_chat.inference.kv_slots import SlotTensors
-from idefics_chat.inference.prefix_store import Prefix, PrefixStore
+from idefics_chat.inference.kv_slots import RowsMixedUp, SlotTensors
+from idefics_chat.inference.prefix_store import Prefix, PrefixStore, TokenKey
+
+logger = logging.getLogger(__name__)
 
 TOKEN_STEP = 256
 """Rows grow by this many tokens at a time."""
+
+HOST = torch.device("cpu")
+
+
+class RowsLost(Exception):
+    """What stood in the rows of `jobs` is lost: they were to move, and that broke off on its way."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        super().__init__(jobs)
+        self.jobs = jobs
+
+    def __str__(self) -> str:
+        return f"the rows of {len(self.jobs)} requests were lost while they moved"
 
 
 class SlotRows:
@@ -70,7 +88,12 @@ class SlotRows:
 
     def begin_decoding(self, job: Job) -> None:
         """A job whose prompt was being read decodes from now on, in the first rows behind those that do; each of its
-        sequences begins with a copy of what was read. Others that are being read move out of these rows."""
+        sequences begins with a copy of what was read. Others that are being read move out of these rows.
+
+        Raises:
+            RowsLost: the job must end, and so must the others that were to move. Whatever else is raised, nothing has
+                changed for them.
+        """
         source, filled, first = job.lead.row, job.lead.filled, len(self.decoding)
         others = [other for other in self.reading if other is not job]
         behind = first + job.width
@@ -81,8 +104,11 @@ class SlotRows:
         pairs += [(row, other.lead.row) for other, row in moved.items()]
         if pairs:
             self._forget(row for row, _ in pairs)
-            self.tensors.rearrange(pairs, 0, max(filled, *(other.lead.filled for other in (job, *others))))
-        # Only now, so that nothing has changed where memory runs out.
+            try:
+                self.tensors.rearrange(pairs, 0, max(filled, *(other.lead.filled for other in (job, *others))))
+            except RowsMixedUp as error:
+                raise RowsLost([job, *moved]) from error
+        # Only now, so that everyone still has the old row where that failed.
         for other, row in moved.items():
             other.lead.row = row
         for row, branch in enumerate(job.branches, first):
@@ -92,7 +118,7 @@ class SlotRows:
 
     def reorder(self, job: Job, sources: list[int]) -> None:
         """Each branch goes on from what stands in the row of branch `sources[i]`; what stands behind the prompt is
-        copied, the prompt is the same in all."""
+        copied, the prompt is the same in all. Where it raises, the job must end: its rows are lost, and no others."""
         rows = [branch.row for branch in job.branches]
         pairs = [(row, rows[source]) for row, source in zip(rows, sources, strict=True) if row != rows[source]]
         if pairs:
@@ -113,14 +139,12 @@ class SlotRows:
             self.tensors.wipe(len(self.decoding) + len(self.reading))
 
     def leave_row(self, branch: Branch, park: bool) -> None:
-        """Take the row of one branch away; its cache is parked for its group if that is wanted."""
-        job = branch.job
-        tokens = branch.filled if job.kept_tokens is None else min(branch.filled, job.kept_tokens)
-        if park and job.group is not None and tokens:
-            kept = self.tensors.export(branch.row, tokens)
-            number = self.parked.park(job.group, Prefix(branch.keys[:tokens], kept))
-            if tokens < self.tensors.tokens:  # a row that is there for its shape alone writes the last place
-                self._still_holds[branch.row] = number
+        """Take the row of one branch away; its cache is parked for its group if that is wanted and can be done."""
+        if park:
+            try:
+                self._park(branch)
+            except Exception:
+                logger.warning("what was computed for a request could not be parked; it is dropped", exc_info=True)
         self._close_gap(branch)
         branch.row = -1
 
@@ -136,6 +160,26 @@ class SlotRows:
             assert number not in self.parked or self.tensors.holds(row, self.parked[number].key_values)
         assert self.tensors.used_bytes + self.parked.device_bytes <= self._budget_bytes
         self.parked.check()
+
+    def _park(self, branch: Branch) -> None:
+        """Park the cache of a branch for its job's group, if there is anything new in it that is to be kept. There is
+        room for it before it is copied."""
+        job = branch.job
+        tokens = branch.filled if job.kept_tokens is None else min(branch.filled, job.kept_tokens)
+        keys = branch.keys[:tokens]
+        if job.group is None or not tokens or self._is_parked(job, keys):
+            return
+        tier = self.parked.make_room(job.group, keys, self.tensors.bytes_of(1, tokens))
+        if tier is None:
+            return
+        kept = self.tensors.export(branch.row, tokens, None if tier == "device" else HOST)
+        number = self.parked.park(job.group, Prefix(keys, kept))
+        if tokens < self.tensors.tokens:  # a row that is there for its shape alone writes the last place
+            self._still_holds[branch.row] = number
+
+    def _is_parked(self, job: Job, keys: list[TokenKey]) -> bool:
+        """Whether all of it came from what is parked, and is there still."""
+        return len(keys) <= job.cached_tokens and self.parked.longest(job.group, keys)[1] == len(keys)
 
     def _close_gap(self, branch: Branch) -> None:
         """The last decoding sequence moves into a row that falls free among those, and the last job that is being read

@@ -11,10 +11,11 @@ from idefics_chat.conversation.prompt import ImageRun, Prompt, TextRun, TokenRun
 from idefics_chat.inference.engine import create_engine
 from idefics_chat.inference.errors import EngineBusy, EngineStopped, GenerationFailed, PromptTooLong
 from idefics_chat.inference.families import family_of
+from idefics_chat.inference.kv_slots import SlotTensors
 from idefics_chat.inference.loader import LoadedModel
 from idefics_chat.inference.requests import Engine, GenerationRequest, GenerationResult, TextDelta
 from idefics_chat.inference.sampling_params import SamplingParams
-from idefics_chat.inference.scheduler import SchedulerLimits
+from idefics_chat.inference.scheduler import Scheduler, SchedulerLimits
 
 pytestmark = pytest.mark.anyio
 
@@ -259,6 +260,50 @@ async def test_a_stop_ends_running_and_waiting_requests_with_what_they_said(rand
     assert [result.finish_reason for result in results] == ["stopped"] * 3
     with pytest.raises(EngineStopped):
         await engine.submit(request)
+
+
+def _out_of_memory(*args: object) -> None:
+    raise torch.OutOfMemoryError("too much")
+
+
+@pytest.mark.parametrize("end", ["at its end", "cancelled", "stopped"])
+async def test_an_answer_is_given_where_there_is_no_memory_to_keep_its_cache(
+    random_model, running, album, conversation, monkeypatch, end
+):
+    engine = running(random_model)
+    monkeypatch.setattr(SlotTensors, "export", _out_of_memory)
+    request = GenerationRequest(
+        conversation([["Count to a million"]]),
+        album.load,
+        SamplingParams(temperature=1.0, seed=5),
+        max_output_tokens=3 if end == "at its end" else None,
+        cache_key="one",
+    )
+    generations = [await engine.submit(request) for _ in range(2)]
+    streams = [generation.__aiter__() for generation in generations]
+    async with asyncio.timeout(20):
+        _ = [await anext(stream) for stream in streams]
+        if end == "cancelled":
+            _ = [generation.cancel() for generation in generations]
+        if end == "stopped":
+            await engine.aclose()
+        results = [item for stream in streams async for item in stream if isinstance(item, GenerationResult)]
+    reason = "length" if end == "at its end" else end
+    assert [result.finish_reason for result in results] == [reason] * 2
+
+
+async def test_a_stop_that_fails_as_a_whole_still_tells_everyone(random_model, album, conversation, monkeypatch):
+    engine = create_engine(random_model)
+    request = GenerationRequest(
+        conversation([["Count to a million"]]), album.load, SamplingParams(temperature=1.0, seed=5)
+    )
+    generations = [await engine.submit(request) for _ in range(3)]
+    monkeypatch.setattr(Scheduler, "stop", _out_of_memory)
+    await engine.aclose()
+    for generation in generations:
+        with pytest.raises(EngineStopped):
+            async with asyncio.timeout(20):
+                _ = [item async for item in generation]
 
 
 async def test_a_request_that_is_being_made_ready_when_the_engine_stops_is_told_so(random_model, album, conversation):

@@ -19,6 +19,16 @@ def test_a_value_over_the_budget_is_not_kept():
     assert len(cache) == 0
 
 
+def test_room_is_made_before_a_value_is_there():
+    cache = LruBytes[str, bytes](10, len)
+    for key in "abc":
+        cache.put(key, b"123")
+    assert cache.make_room(1) == []
+    assert cache.make_room(5) == [("a", b"123"), ("b", b"123")]
+    assert cache.make_room(11) == []
+    assert cache.used_bytes == 3
+
+
 @given(st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 7)), max_size=40))
 def test_the_budget_is_never_exceeded_and_the_sum_is_right(steps):
     cache = LruBytes[str, bytes](12, len)

@@ -351,3 +351,149 @@ def test_memory_that_runs_out_where_a_prompt_gets_its_rows_ends_that_request_onl
     finish(scheduler)
     assert [type(error) for error in several.sink.errors] == [GenerationFailed]
     assert ids_of(one) == expected(kit, one)
+
+
+def out_of_memory(*_: Any) -> Any:
+    raise torch.OutOfMemoryError("too much")
+
+
+def saying(scheduler: Scheduler, *jobs: Any) -> None:
+    """Step until all of them have said something."""
+    while not all(job.sink.items for job in jobs):
+        scheduler.step()
+
+
+def test_an_answer_is_whole_where_there_is_no_memory_to_keep_its_cache(
+    kit: Any, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SlotTensors, "export", out_of_memory)
+    jobs = [submitted(kit, scheduler, seed) for seed in (1, 2, 3)]
+    finish(scheduler)
+    assert all(ids_of(job) == expected(kit, job) for job in jobs)
+    assert len(scheduler.rows.parked) == 0
+    monkeypatch.undo()
+    again = submitted(kit, scheduler, 1)
+    finish(scheduler)
+    assert ids_of(again) == ids_of(jobs[0])
+    assert len(scheduler.rows.parked) == 1
+
+
+def test_a_cancellation_ends_no_other_where_there_is_no_memory_to_keep_its_cache(
+    kit: Any, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SlotTensors, "export", out_of_memory)
+    one, other = (submitted(kit, scheduler, seed, 20) for seed in (1, 2))
+    saying(scheduler, one, other)
+    one.sink.is_cancelled = True
+    finish(scheduler)
+    assert one.sink.results[0].finish_reason == "cancelled"
+    assert ids_of(other) == expected(kit, other)
+
+
+def test_a_stop_ends_everyone_where_there_is_no_memory_to_keep_their_caches(
+    kit: Any, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [submitted(kit, scheduler, seed, 30) for seed in range(6)]
+    saying(scheduler, jobs[0])
+    monkeypatch.setattr(SlotTensors, "export", out_of_memory)
+    scheduler.stop()
+    assert [[result.finish_reason for result in job.sink.results] for job in jobs] == [["stopped"]] * 6
+
+
+def test_an_answer_that_cannot_be_ended_fails_by_itself(
+    kit: Any, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [submitted(kit, scheduler, seed, 30) for seed in range(6)]
+    saying(scheduler, jobs[0])
+    monkeypatch.setattr(jobs[0].answers[0], "finish", out_of_memory)
+    scheduler.stop()
+    assert [type(error) for error in jobs[0].sink.errors] == [GenerationFailed]
+    assert all([result.finish_reason for result in job.sink.results] == ["stopped"] for job in jobs[1:])
+    scheduler.check()
+
+
+def test_a_cache_that_cannot_be_moved_to_host_memory_is_dropped(
+    kit: Any, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = submitted(kit, scheduler, 1)
+    finish(scheduler)
+    monkeypatch.setattr(torch.Tensor, "cpu", out_of_memory)
+    scheduler.rows.parked.set_device_budget(0)
+    scheduler.rows.parked.check()
+    assert len(scheduler.rows.parked) == 0
+    monkeypatch.undo()
+    again = submitted(kit, scheduler, 1)
+    finish(scheduler)
+    assert ids_of(again) == ids_of(first)
+
+
+@pytest.mark.parametrize("device_tokens", [0, 20, 60])
+@pytest.mark.parametrize("host_tokens", [0, 20, 60])
+def test_there_is_room_for_a_cache_before_it_is_copied(
+    kit: Any, monkeypatch: pytest.MonkeyPatch, device_tokens: int, host_tokens: int
+) -> None:
+    token_bytes = kit.family.cache_shape.token_bytes
+    device_bytes, host_bytes = (CONTEXT + device_tokens) * token_bytes, host_tokens * token_bytes
+    limits = SchedulerLimits(max_running=1, kv_bytes=device_bytes, host_bytes=host_bytes)
+    scheduler = Scheduler(kit.family, limits, CONTEXT)
+    right, copied = SlotTensors.export, []
+
+    def noting(tensors: SlotTensors, row: int, tokens: int, device: Any = None) -> Any:
+        parked, size = scheduler.rows.parked, tokens * token_bytes
+        copied.append(size)
+        if device is None:
+            assert tensors.used_bytes + parked.device_bytes + size <= device_bytes
+        else:
+            assert parked.host_bytes + size <= host_bytes
+        return right(tensors, row, tokens, device)
+
+    monkeypatch.setattr(SlotTensors, "export", noting)
+    for seed in (1, 2, 3, 1, 4):
+        # One whole context, so that the rows take all that is not for parked caches.
+        long = submitted(kit, scheduler, seed, CONTEXT - 30)
+        while len(long.lead.ids) < len(long.prompt) + 4 and not scheduler.is_idle:
+            scheduler.step()
+        long.sink.is_cancelled = True
+        finish(scheduler)
+        assert len(long.sink.results) == 1
+    assert bool(copied) == (max(device_tokens, host_tokens) > 0)
+
+
+class BreaksOff(list[Any]):
+    """Layers of which only the first can be had when all are gone through."""
+
+    def __iter__(self) -> Any:
+        yield self[0]
+        raise torch.OutOfMemoryError("too much on another device")
+
+
+def test_a_move_that_breaks_off_ends_all_whose_rows_it_mixed_up_and_no_other(
+    kit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = Scheduler(kit.family, SchedulerLimits(max_running=8, prefill_tokens=64), CONTEXT)
+    stream = submitted(kit, scheduler, 1, 40)
+    saying(scheduler, stream)
+    right, broken = SlotTensors.rearrange, []
+
+    def breaking(tensors: SlotTensors, *arguments: Any) -> None:
+        layers, tensors.layers = tensors.layers, BreaksOff(tensors.layers)
+        broken.append(arguments)
+        try:
+            right(tensors, *arguments)
+        finally:
+            tensors.layers = layers
+
+    monkeypatch.setattr(SlotTensors, "rearrange", breaking)
+    # Read together; the first needs the rows of those behind it.
+    several, moved, far = submitted(kit, scheduler, 2, n=2), submitted(kit, scheduler, 3), submitted(kit, scheduler, 4)
+    while not broken:
+        scheduler.step()
+    monkeypatch.undo()
+    finish(scheduler)
+    for job in (several, moved):
+        assert [type(error) for error in job.sink.errors] == [GenerationFailed]
+        assert job.sink.results == []
+    assert scheduler.counters.requests_failed == 2
+    later = [submitted(kit, scheduler, seed) for seed in (2, 3, 5)]
+    finish(scheduler)
+    assert all(ids_of(job) == expected(kit, job) for job in (stream, far, *later))
