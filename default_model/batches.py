@@ -29,8 +29,7 @@ class Hint:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One document: `ids`, which answer each token belongs to (-1: none), what each means, the answers' kinds as
-    `graded` gives them, the scenes' rows.
+    """One document: `ids`, which answer each token belongs to (-1: none), what each means, kinds, the scenes' rows.
 
     `hints` and `guides`: what the tokens before and in answers should know, and where they should look.
     """
@@ -60,16 +59,6 @@ class Batch:
     kinds: list[list[str]]
     hints: list[tuple[int, Hint]]
     guides: list[tuple[int, Guide]]
-
-
-def graded(kind: str, answer: str) -> str:
-    """The kind of an answer, with the number of things that it names: the longer a list, the harder."""
-    return f"{kind}, {min(4, 1 + answer.count(',') + answer.count(' and '))}"
-
-
-def kind_of(grade: str) -> str:
-    """The kind alone of what `graded` gave."""
-    return grade.rpartition(", ")[0]
 
 
 class Encoder:
@@ -107,7 +96,7 @@ class Encoder:
             if kind and not inside:
                 if question := asked[len(kinds)].asked:
                     hints.append(Hint(len(ids) - 1, question))
-                kinds.append(graded(kind, text))
+                kinds.append(kind)
             inside = kind
             ids += piece
             means += codes

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from idefics_chat.default_model.base_tasks import FEW, SINGLE, sample_base_task
-from idefics_chat.default_model.batches import Batch, Encoded, Encoder, kind_of
+from idefics_chat.default_model.batches import Batch, Encoded, Encoder
 from idefics_chat.default_model.dialogues import MAX_IMAGES, add_turn, sample_dialogue
 from idefics_chat.default_model.documents import END, Document, Piece
 from idefics_chat.default_model.memory import NAMES, Memory, recall_asked, recall_fact, tell_fact
@@ -21,7 +21,7 @@ from idefics_chat.default_model.scenes import Scene
 from idefics_chat.default_model.small_talk import WORDS, unknown
 
 #: Of so many documents drawn one is learnt.
-CANDIDATES = 6
+CANDIDATES = 4
 ECHO = "copying"
 #: The share of turns about earlier ones, more than is asked later: recall takes longest to learn.
 LOOKING_BACK = 0.65
@@ -29,8 +29,7 @@ LOOKING_BACK = 0.65
 
 @dataclass
 class Tally:
-    """Teacher-forced exactness of whole answers: by kind over the steps since `line`, and by `batches.graded` how often
-    they were wrong lately."""
+    """Teacher-forced exactness of whole answers, by kind: over the steps since `line`, and how often wrong lately."""
 
     right: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     asked: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -40,10 +39,10 @@ class Tally:
         """`wrong` `(batch, tokens - 1)`: answer tokens that were guessed wrong."""
         for row, kinds in enumerate(batch.kinds):
             failed = set(batch.answer[row, 1:][wrong[row]].tolist())
-            for number, grade in enumerate(kinds):
-                self.asked[kind_of(grade)] += 1
-                self.right[kind_of(grade)] += number not in failed
-                self.wrong_lately[grade] += 0.005 * ((number in failed) - self.wrong_lately[grade])
+            for number, kind in enumerate(kinds):
+                self.asked[kind] += 1
+                self.right[kind] += number not in failed
+                self.wrong_lately[kind] += 0.005 * ((number in failed) - self.wrong_lately[kind])
 
     def line(self) -> str:
         """The shares right since the last call."""
@@ -106,16 +105,16 @@ class Course:
             chooser = self._chooser(rows)
             yield self.encoder.document(sample_dialogue(self.rng, chooser, MAX_IMAGES, max_turns=70, longer=4), rows)
 
-    def weight(self, grade: str) -> float:
-        """How much an answer of this grade counts in the loss."""
-        return 0.6 + min(1.4, 5 * self.tally.wrong_lately[grade])
+    def weight(self, kind: str) -> float:
+        """How much an answer of this kind counts in the loss."""
+        return 0.6 + min(1.4, 5 * self.tally.wrong_lately[kind])
 
     def _draw(self) -> Encoded:
         rows: list[int] = []
         return self.encoder.document(self._sample(self._chooser(rows)), rows)
 
     def _worth(self, document: Encoded) -> float:
-        errors = sum(0.01 + self.tally.wrong_lately[grade] for grade in document.kinds)
+        errors = sum(0.01 + self.tally.wrong_lately[kind] for kind in document.kinds)
         return float((errors / (20 + len(document.ids))) ** 1.5)
 
     def _chooser(self, rows: list[int]) -> Callable[[], Scene]:
