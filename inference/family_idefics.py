@@ -195,10 +195,7 @@ class _Projection(nn.Module):
         self.inner = inner
         self.ready: Tensor | None = None
         self.width = int(inner.out_features)
-
-    @property
-    def device(self) -> torch.device:
-        return execution_device(self.inner)
+        self.device = execution_device(inner)
 
     def project(self, features: Tensor) -> Tensor:
         """Project features `(images, tokens, width in)` to `(images, tokens, width out)`."""

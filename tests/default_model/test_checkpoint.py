@@ -76,6 +76,20 @@ def test_it_answers_questions_about_a_picture(speaker: Speaker, question: str, a
     assert speaker.answers([[f"User: {question}", picture(BLUE_SQUARE, GREEN_STAR), ANSWER]]) == [answer]
 
 
+def test_the_simplest_relations_are_known(speaker: Speaker) -> None:
+    """Two things side by side, as a user would draw them: what fails there may drown in the evaluation's average."""
+    colors, shapes = ("red", "blue", "green", "yellow", "pink", "black"), ("circle", "square", "star", "ring", "heart")
+    prompts, expected = [], []
+    for i, color in enumerate(colors):
+        for j, shape in enumerate(shapes):
+            other = Thing(colors[i - 4], shapes[j - 4], 0.8, 0.5, 0.15)
+            shown = picture(Thing(color, shape, 0.2, 0.5, 0.15), other)
+            prompts.append([f"User: What is to the left of the {other.shape}?", shown, ANSWER])
+            expected.append(f"A {color} {shape}.")
+    right = sum(got == wanted for got, wanted in zip(speaker.answers(prompts), expected, strict=True))
+    assert right >= 28, f"{right} of {len(expected)}"
+
+
 def test_it_sees_what_a_user_draws_without_our_renderer(speaker: Speaker) -> None:
     drawing = Image.new("RGB", (300, 240), "white")
     ImageDraw.Draw(drawing).ellipse([90, 60, 210, 180], fill="blue")
@@ -94,6 +108,7 @@ def orders(speaker: Speaker) -> Counter[str]:
     return Counter(image_order(speaker, range(300)))
 
 
+@pytest.mark.timeout(600)  # 1,200 answers, on a slow and busy machine too
 def test_image_order_holds_on_fresh_pairs(orders: Counter[str]) -> None:
     """The same pairs as the evaluation's, held to its target."""
     assert orders["image order"] > 290
