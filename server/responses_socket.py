@@ -191,7 +191,7 @@ class ResponsesSocket(SocketConnection):
     async def _send_all(self, events: LogReader, stream_id: str | None) -> None:
         with events:
             async for event in events:
-                await self._send_text(on_lane(await within_message(event.payload), stream_id))
+                await self._send_text(await within_message(on_lane(event.payload, stream_id)))
 
     async def _show(self, frames: AsyncGenerator[str, None], stream_id: str | None) -> None:
         """A subscription to its end; one that fails says so on its lane."""
