@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from idefics_chat.conversation.messages import Message
-from idefics_chat.server.chat import ChatService
 from idefics_chat.server.errors import ApiError
-from idefics_chat.server.held_key import HeldKey
 from idefics_chat.server.input_items import require_words
 from idefics_chat.server.item_objects import data_url
 from idefics_chat.server.json_text import compact
@@ -30,17 +28,11 @@ from idefics_chat.server.realtime_request import (
     parse_realtime,
 )
 from idefics_chat.server.response_log import ResponseLog
-from idefics_chat.server.socket_connection import SocketConnection
-from idefics_chat.server.socket_frames import (
-    ClientGone,
-    Receive,
-    Send,
-    SocketLimits,
-)
+from idefics_chat.server.socket_connection import SocketConnection, SocketLine
+from idefics_chat.server.socket_frames import ClientGone
 from idefics_chat.server.turns import InputMessage, Turn
 from idefics_chat.server.uploads import said_again
 from idefics_chat.storage.errors import ItemNotFound
-from idefics_chat.storage.store import Store
 
 MAX_WAITING = 64
 """Events that wait for the ones before them."""
@@ -55,21 +47,10 @@ rest is left out; `/v1/files` gives it."""
 class RealtimeSocket(SocketConnection):
     """One connection of one owner. `conversation_id` None: a new conversation is made when it is needed."""
 
-    def __init__(
-        self,
-        chat: ChatService,
-        store: Store,
-        owner_id: str,
-        receive: Receive,
-        send: Send,
-        limits: SocketLimits,
-        *,
-        conversation_id: str | None,
-        key: HeldKey | None = None,
-    ) -> None:
-        super().__init__(chat, store, owner_id, receive, send, limits, key=key)
+    def __init__(self, line: SocketLine, *, conversation_id: str | None) -> None:
+        super().__init__(line)
         self._conversation_id = conversation_id
-        self._session_id = chat.new_id("sess")
+        self._session_id = self._chat.new_id("sess")
         self._instructions = ""
         self._max_output_tokens: int | Literal["inf"] = "inf"
         self._waiting: asyncio.Queue[tuple[RealtimeCommand, dict[str, Any], int]] = asyncio.Queue(MAX_WAITING)

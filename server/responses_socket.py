@@ -9,10 +9,8 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from idefics_chat.server.chat import ChatService
 from idefics_chat.server.conversation_watch import ConversationWatch
 from idefics_chat.server.errors import ApiError, as_api_error
-from idefics_chat.server.held_key import HeldKey
 from idefics_chat.server.json_text import compact
 from idefics_chat.server.response_log import LogReader, ResponseLog
 from idefics_chat.server.responses_request import (
@@ -26,17 +24,13 @@ from idefics_chat.server.responses_request import (
     UnsubscribeCommand,
     parse_event,
 )
-from idefics_chat.server.socket_connection import SocketConnection
+from idefics_chat.server.socket_connection import SocketConnection, SocketLine
 from idefics_chat.server.socket_frames import (
     ClientGone,
     PendingFrames,
-    Receive,
-    Send,
-    SocketLimits,
     on_lane,
     within_message,
 )
-from idefics_chat.storage.store import Store
 
 MAX_LANES = 32
 MAX_WAITING_PER_LANE = 16
@@ -47,21 +41,11 @@ MAX_ECHOED_CHARACTERS = 32 * 2**10
 class ResponsesSocket(SocketConnection):
     """One connection of one owner. `serve` runs it to its end."""
 
-    def __init__(
-        self,
-        chat: ChatService,
-        store: Store,
-        owner_id: str,
-        receive: Receive,
-        send: Send,
-        limits: SocketLimits,
-        *,
-        key: HeldKey | None = None,
-    ) -> None:
-        super().__init__(chat, store, owner_id, receive, send, limits, key=key)
+    def __init__(self, line: SocketLine) -> None:
+        super().__init__(line)
         self._lanes: dict[str | None, deque[tuple[CreateCommand, int]]] = {}  # with their bytes
         self._subscriptions: dict[str, asyncio.Task[None]] = {}
-        self._frames = PendingFrames(limits)
+        self._frames = PendingFrames(line.limits)
 
     def _keep(self, data: bytes) -> None:
         self._frames.keep(data)

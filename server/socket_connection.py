@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from idefics_chat.server.chat import ChatService
@@ -30,32 +31,35 @@ from idefics_chat.storage.store import Store
 _log = logging.getLogger(__name__)
 
 
-class SocketConnection:
-    """One connection of one owner. `serve` runs it to its end; what is said on it is the protocol's. `receive` can be
-    cancelled without loss; `key` is what the owner was let in by, None where it needed none."""
+@dataclass(frozen=True, slots=True)
+class SocketLine:
+    """Whose a connection is, what the server does for its owner, and the ways in and out. `receive` can be cancelled
+    without loss; `key` is what the owner was let in by, None where it needed none."""
 
-    def __init__(
-        self,
-        chat: ChatService,
-        store: Store,
-        owner_id: str,
-        receive: Receive,
-        send: Send,
-        limits: SocketLimits,
-        *,
-        key: HeldKey | None = None,
-    ) -> None:
-        self._chat = chat
-        self._store = store
-        self._owner_id = owner_id
-        self._limits = limits
-        self._send_text = send
-        self._receive = receive
-        self._key = key
+    chat: ChatService
+    store: Store
+    owner_id: str
+    receive: Receive
+    send: Send
+    limits: SocketLimits
+    key: HeldKey | None = None
+
+
+class SocketConnection:
+    """One connection of one owner. `serve` runs it to its end; what is said on it is the protocol's."""
+
+    def __init__(self, line: SocketLine) -> None:
+        self._chat = line.chat
+        self._store = line.store
+        self._owner_id = line.owner_id
+        self._limits = line.limits
+        self._send_text = line.send
+        self._receive = line.receive
+        self._key = line.key
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._waiting_bytes = WaitingBytes(limits)
-        self._unstored = chat.unstored()
+        self._waiting_bytes = WaitingBytes(line.limits)
+        self._unstored = line.chat.unstored()
 
     async def serve(self) -> None:
         """Until the client has gone.

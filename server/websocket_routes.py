@@ -14,9 +14,8 @@ from idefics_chat.server.http_errors import refusal
 from idefics_chat.server.realtime_socket import RealtimeSocket
 from idefics_chat.server.responses_socket import ResponsesSocket
 from idefics_chat.server.settings import Settings
+from idefics_chat.server.socket_connection import SocketConnection, SocketLine
 from idefics_chat.server.socket_frames import ClientGone, Receive, Send, SocketLimits
-
-Line = tuple[Receive, Send, SocketLimits]
 
 router = APIRouter()
 
@@ -25,8 +24,8 @@ router = APIRouter()
 async def responses(websocket: WebSocket) -> None:
     """The Responses protocol over a websocket."""
 
-    async def open_socket(caller: Caller, line: Line) -> ResponsesSocket:
-        return ResponsesSocket(caller.chat, caller.store, caller.owner_id, *line, key=caller.key)
+    async def open_socket(caller: Caller) -> ResponsesSocket:
+        return ResponsesSocket(_line(websocket, caller))
 
     await _serve(websocket, open_socket)
 
@@ -36,16 +35,14 @@ async def realtime(websocket: WebSocket) -> None:
     """The Realtime protocol, text and images; `?conversation=` goes on with a stored conversation."""
     query = websocket.query_params
 
-    async def open_socket(caller: Caller, line: Line) -> RealtimeSocket:
+    async def open_socket(caller: Caller) -> RealtimeSocket:
         if query.get("model") not in (None, "", caller.chat.model):
             message = f"This server speaks with {caller.chat.model!r}; set model to that."
             raise ApiError("model_not_found", message, "model")
         conversation_id = query.get("conversation")
         if conversation_id is not None:
             await caller.store.conversation(caller.owner_id, conversation_id)
-        return RealtimeSocket(
-            caller.chat, caller.store, caller.owner_id, *line, conversation_id=conversation_id, key=caller.key
-        )
+        return RealtimeSocket(_line(websocket, caller), conversation_id=conversation_id)
 
     await _serve(websocket, open_socket)
 
@@ -63,13 +60,17 @@ def socket_limits(settings: Settings) -> SocketLimits:
     return SocketLimits(settings.max_frame_bytes, pending, pending * settings.max_image_bytes)
 
 
-async def _serve(
-    websocket: WebSocket, open_socket: Callable[[Caller, Line], Awaitable[ResponsesSocket | RealtimeSocket]]
-) -> None:
+def _line(websocket: WebSocket, caller: Caller) -> SocketLine:
+    limits = socket_limits(websocket.app.state.server.settings)
+    return SocketLine(
+        caller.chat, caller.store, caller.owner_id, _receiver(websocket), _sender(websocket), limits, caller.key
+    )
+
+
+async def _serve(websocket: WebSocket, open_socket: Callable[[Caller], Awaitable[SocketConnection]]) -> None:
     """Let the client in, or refuse it before the upgrade, with a status."""
-    line = (_receiver(websocket), _sender(websocket), socket_limits(websocket.app.state.server.settings))
     try:
-        socket = await open_socket(await admit_websocket(websocket), line)
+        socket = await open_socket(await admit_websocket(websocket))
     except Exception as error:  # noqa: BLE001  told to the client, whatever it is
         await websocket.send_denial_response(refusal(as_api_error(error)))
         return

@@ -17,6 +17,7 @@ from PIL import Image
 from idefics_chat.server.errors import ApiError
 from idefics_chat.server.realtime_request import CreateItem, CreateResponse, UpdateSession, parse_realtime
 from idefics_chat.server.realtime_socket import MAX_ECHOED_BYTES, RealtimeSocket
+from idefics_chat.server.socket_connection import SocketLine
 from idefics_chat.server.socket_frames import ClientGone, SocketLimits
 from tests.server.http_world import answer
 from tests.server.realtime_types import check_realtime
@@ -74,7 +75,7 @@ class Line:
 async def connected(world: World, conversation_id: str | None = None) -> AsyncIterator[Line]:
     line = Line()
     socket = RealtimeSocket(
-        *(world.chat, world.store, world.owner_id, line.arriving.get, line.send, LIMITS),
+        SocketLine(world.chat, world.store, world.owner_id, line.arriving.get, line.send, LIMITS),
         conversation_id=conversation_id,
     )
     serving = asyncio.create_task(socket.serve())

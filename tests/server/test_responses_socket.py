@@ -12,6 +12,7 @@ import pytest
 from idefics_chat.inference.requests import Choice, GenerationResult, TokenLogprob, Usage
 from idefics_chat.server import responses_socket
 from idefics_chat.server.responses_socket import ResponsesSocket
+from idefics_chat.server.socket_connection import SocketLine
 from idefics_chat.server.socket_frames import ClientGone, SocketLimits, on_lane
 from tests.server.http_world import answer
 from tests.server.openai_types import check_frame
@@ -52,7 +53,7 @@ class Line:
 @asynccontextmanager
 async def connected(world: World) -> AsyncIterator[Line]:
     line = Line()
-    socket = ResponsesSocket(world.chat, world.store, world.owner_id, line.arriving.get, line.send, LIMITS)
+    socket = ResponsesSocket(SocketLine(world.chat, world.store, world.owner_id, line.arriving.get, line.send, LIMITS))
     serving = asyncio.create_task(socket.serve())
     try:
         yield line
