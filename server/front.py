@@ -1,8 +1,8 @@
 """What every request and websocket passes on its way in and out, whatever endpoint it is for.
 
 Pure ASGI, outermost of all: gives each an id and an `Asker`, counts what comes and goes, tells clients of their limits,
-keeps silent streams alive, ends bodies that do not come and websockets that stand idle, and logs one line. It looks
-into what is sent only as far as an error's code, and logs nothing of it.
+ends bodies that do not come and websockets that stand idle, and logs one line. It looks into what is sent only as far
+as an error's code, and logs nothing of it.
 """
 
 import asyncio
@@ -20,7 +20,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from idefics_chat.server.asker import ASKER, Asker
 from idefics_chat.server.errors import ApiError
 from idefics_chat.server.quotas import Place
-from idefics_chat.server.sse_keepalive import SseKeepalive
 from idefics_chat.server.state import ServerState
 from idefics_chat.server.tracing import SpanNote
 
@@ -113,14 +112,11 @@ class HttpPassing(Passing):
         super().__init__(*arguments)
         self._whole_body = False
         self._error_body: bytearray | None = None
-        self._keepalive: SseKeepalive | None = None
 
     async def run(self, app: ASGIApp) -> None:
         try:
             await app(self._scope, self._receive_timed, self._send_counted)
         finally:
-            if self._keepalive is not None:
-                await self._keepalive.stop()
             self._tell()
 
     async def _receive_timed(self) -> Message:
@@ -143,7 +139,7 @@ class HttpPassing(Passing):
             self._begin(message)
         elif message["type"] == "http.response.body" and self._error_body is not None:
             self._look(message)
-        await (self._send if self._keepalive is None else self._keepalive.send)(message)
+        await self._send(message)
 
     def _begin(self, message: Message) -> None:
         self._status = message["status"]
@@ -152,11 +148,8 @@ class HttpPassing(Passing):
             headers[f"x-ratelimit-limit-{name}"] = str(window.limit)
             headers[f"x-ratelimit-remaining-{name}"] = str(window.remaining)
             headers[f"x-ratelimit-reset-{name}"] = f"{max(0.0, window.reset_s):.3f}s"
-        kind = headers.get("content-type", "")
-        if self._status >= 400 and kind.startswith("application/json"):
+        if self._status >= 400 and headers.get("content-type", "").startswith("application/json"):
             self._error_body = bytearray()
-        if kind.startswith("text/event-stream"):
-            self._keepalive = SseKeepalive(self._send, self._state.settings.sse_keepalive_s)
 
     def _look(self, message: Message) -> None:
         assert self._error_body is not None

@@ -8,8 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
 
 from idefics_chat.inference.requests import Generation, GenerationResult, TextDelta
 from idefics_chat.server.chat_completion_objects import (
@@ -26,7 +25,7 @@ from idefics_chat.server.errors import as_api_error
 from idefics_chat.server.http_access import Admitted, JsonBody, translate
 from idefics_chat.server.http_presence import while_connected
 from idefics_chat.server.json_text import compact
-from idefics_chat.server.sse import DONE, SSE_HEADERS, SSE_TYPE, data_frame
+from idefics_chat.server.sse import DONE, EventStream, data_frame
 
 router = APIRouter(prefix="/v1/chat/completions", tags=["chat"])
 
@@ -38,26 +37,12 @@ async def create_completion(request: Request, caller: Admitted, body: JsonBody) 
     head = CompletionHead(caller.chat.new_id("chatcmpl"), caller.chat.model, caller.chat.now())
     generation = await while_connected(request, caller.chat.generate(caller.owner_id, asked.turn))
     if asked.stream:
-        return OwningStream(completion_frames(generation, head, asked), generation)
+        return EventStream(completion_frames(generation, head, asked), generation.cancel)
     try:
         result = await while_connected(request, _whole(generation))
     finally:
         generation.cancel()
     return JSONResponse(completion_object(head, result, with_logprobs=asked.turn.logprobs is not None))
-
-
-class OwningStream(StreamingResponse):
-    """A stream that cancels its generation when it is over, also where its first frame was never asked for."""
-
-    def __init__(self, frames: AsyncIterator[bytes], generation: Generation) -> None:
-        super().__init__(frames, media_type=SSE_TYPE, headers=SSE_HEADERS)
-        self._generation = generation
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._generation.cancel()
 
 
 async def completion_frames(

@@ -12,7 +12,7 @@ from idefics_chat.server.errors import ApiError
 from idefics_chat.server.http_access import Admitted, JsonBody, translate
 from idefics_chat.server.http_tasks import ERRORS, body_of
 from idefics_chat.server.json_text import compact
-from idefics_chat.server.sse import DONE, data_frame, streaming
+from idefics_chat.server.sse import DONE, EventStream, data_frame
 from idefics_chat.server.task_batches import MAX_TASKS, Batches
 from idefics_chat.server.task_objects import BatchEntries, BatchList, BatchObject, ErrorObject
 from idefics_chat.server.task_requests import TaskCreate, read_task
@@ -77,7 +77,7 @@ async def batch_results(
     if not stream:
         return await batches.page(caller.owner_id, batch_id, after, limit)
     await batches.get(caller.owner_id, batch_id)
-    return streaming(_frames(batches, batch_id, after))
+    return EventStream(_frames(batches, batch_id, after))
 
 
 @router.post("/{batch_id}/cancel", response_model=BatchObject, responses=ERRORS | MISSING)

@@ -5,12 +5,14 @@ where Python's `splitlines` does, at more characters than the standard names: th
 within its strings, the only place where they can stand.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from idefics_chat.server.response_log import LogReader
+from idefics_chat.server.sse_keepalive import SseKeepalive
+from idefics_chat.server.state import ServerState
 from idefics_chat.storage.values import Event
 
 DONE = b"data: [DONE]\n\n"
@@ -32,25 +34,31 @@ def event_frame(event: Event) -> bytes:
     return f"event: {event.type}\n".encode() + data_frame(event.payload)
 
 
-class ReadingStream(StreamingResponse):
-    """The HTTP answer that streams a log's events. Its reader is closed when it is over, also where its first frame was
-    never asked for."""
+class EventStream(StreamingResponse):
+    """The HTTP answer that streams the frames, with a comment now and then where none comes. `over` is called when it
+    is over, also where its first frame was never asked for."""
 
-    def __init__(self, events: LogReader) -> None:
-        super().__init__(event_frames(events), media_type=SSE_TYPE, headers=SSE_HEADERS)
-        self._events = events
+    def __init__(self, frames: AsyncIterator[bytes], over: Callable[[], None] = lambda: None) -> None:
+        super().__init__(frames, media_type=SSE_TYPE, headers=SSE_HEADERS)
+        self._over = over
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._events:
-            await super().__call__(scope, receive, send)
+        try:
+            state: ServerState = scope["app"].state.server
+            async with SseKeepalive(send, state.settings.sse_keepalive_s) as keepalive:
+                await super().__call__(scope, receive, keepalive.send)
+        finally:
+            self._over()
+
+
+class ReadingStream(EventStream):
+    """The HTTP answer that streams a log's events. Its reader is closed when it is over."""
+
+    def __init__(self, events: LogReader) -> None:
+        super().__init__(event_frames(events), events.close)
 
 
 async def event_frames(events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
     """The frames of a response's events."""
     async for event in events:
         yield event_frame(event)
-
-
-def streaming(frames: AsyncIterator[bytes]) -> StreamingResponse:
-    """The HTTP answer that streams the frames."""
-    return StreamingResponse(frames, media_type=SSE_TYPE, headers=SSE_HEADERS)

@@ -3,6 +3,8 @@ the server sees when nobody is there any more."""
 
 import asyncio
 import time
+from types import TracebackType
+from typing import Self
 
 from starlette.types import Message, Send
 
@@ -12,7 +14,7 @@ COMMENT = b": keep-alive\n\n"
 
 class SseKeepalive:
     """Sends an answer's messages, and a comment whenever there was none for `interval_s`. Each message of the body must
-    hold whole frames. Made on the event loop, ended with `stop`."""
+    hold whole frames. An async context manager: outside of it no comment is sent."""
 
     def __init__(self, send: Send, interval_s: float) -> None:
         self._send = send
@@ -20,7 +22,18 @@ class SseKeepalive:
         self._sending = asyncio.Lock()
         self._open = False
         self._sent_at = time.monotonic()
+        self._beating: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
         self._beating = asyncio.create_task(self._beat(), name="sse-keepalive")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._beating is not None:
+            self._beating.cancel()
+            await asyncio.gather(self._beating, return_exceptions=True)  # what it failed of meets the endpoint too
 
     async def send(self, message: Message) -> None:
         """Send what the endpoint sends."""
@@ -28,11 +41,6 @@ class SseKeepalive:
             self._open = bool(message.get("more_body", message["type"] == "http.response.start"))
             await self._send(message)
             self._sent_at = time.monotonic()
-
-    async def stop(self) -> None:
-        """No comment follows."""
-        self._beating.cancel()
-        await asyncio.wait([self._beating])
 
     async def _beat(self) -> None:
         while True:
