@@ -37,7 +37,7 @@ async def create_completion(request: Request, caller: Admitted, body: JsonBody) 
     head = CompletionHead(caller.chat.new_id("chatcmpl"), caller.chat.model, caller.chat.now())
     generation = await while_connected(request, caller.chat.generate(caller.owner_id, asked.turn))
     if asked.stream:
-        return EventStream(completion_frames(generation, head, asked), generation.cancel)
+        return EventStream(completion_frames(generation, head, asked), caller.key, generation.cancel)
     try:
         result = await while_connected(request, _whole(generation))
     finally:

@@ -1,11 +1,12 @@
 """Does work for an HTTP client for as long as it is there: what waits is withdrawn when the client goes away."""
 
-import asyncio
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
+
+from idefics_chat.server.beside import beside
 
 T = TypeVar("T")
 
@@ -18,19 +19,10 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         ClientDisconnect: nobody is there to be answered.
     """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientDisconnect
-    finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+    return await beside(work, _leave(request))
 
 
-async def _gone(request: Request) -> None:
+async def _leave(request: Request) -> NoReturn:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    raise ClientDisconnect

@@ -55,7 +55,7 @@ async def create_response(request: Request, caller: Admitted, body: JsonBody) ->
     turns = caller.chat if turn.store else caller.chat.unstored()
     log = await while_connected(request, turns.respond(caller.owner_id, turn))
     if wanted.stream:
-        return ReadingStream(log.read())
+        return ReadingStream(log.read(), caller.key)
     if turn.background:
         return JSONResponse(await find_response(caller, log.response_id))
     return JSONResponse(await while_connected(request, _final(log)))
@@ -77,7 +77,7 @@ async def retrieve_response(
 ) -> Response:
     """A response as it stands; with `stream` its events above `starting_after`, then those that come."""
     if stream:
-        return ReadingStream(await caller.chat.follow(caller.owner_id, response_id, starting_after))
+        return ReadingStream(await caller.chat.follow(caller.owner_id, response_id, starting_after), caller.key)
     return JSONResponse(await find_response(caller, response_id))
 
 

@@ -77,7 +77,7 @@ async def batch_results(
     if not stream:
         return await batches.page(caller.owner_id, batch_id, after, limit)
     await batches.get(caller.owner_id, batch_id)
-    return EventStream(_frames(batches, batch_id, after))
+    return EventStream(_frames(batches, batch_id, after), caller.key)
 
 
 @router.post("/{batch_id}/cancel", response_model=BatchObject, responses=ERRORS | MISSING)

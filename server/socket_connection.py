@@ -14,7 +14,7 @@ from typing import Any
 
 from idefics_chat.server.chat import ChatService
 from idefics_chat.server.errors import ApiError, as_api_error
-from idefics_chat.server.held_key import HeldKey, KeyEnded
+from idefics_chat.server.held_key import HeldKey, KeyEnded, while_held
 from idefics_chat.server.socket_frames import (
     ClientGone,
     Receive,
@@ -25,7 +25,6 @@ from idefics_chat.server.socket_frames import (
     is_long,
     parse_frame,
 )
-from idefics_chat.storage.errors import StorageError
 from idefics_chat.storage.store import Store
 
 _log = logging.getLogger(__name__)
@@ -33,8 +32,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class SocketLine:
-    """Whose a connection is, what the server does for its owner, and the ways in and out. `receive` can be cancelled
-    without loss; `key` is what the owner was let in by, None where it needed none."""
+    """Whose a connection is, what the server does for its owner, and the ways in and out. `key` is what the owner was
+    let in by, None where it needed none."""
 
     chat: ChatService
     store: Store
@@ -70,9 +69,7 @@ class SocketConnection:
         ended: KeyEnded | None = None
         async with self._group:
             try:
-                await self._begin()
-                while (frame := await self._next()) is not None:
-                    await self._take(frame)
+                await while_held(self._key, self._take_all())
             except ClientGone:
                 pass
             except KeyEnded as error:
@@ -102,17 +99,10 @@ class SocketConnection:
         """Tell the client what was wrong with its event."""
         raise NotImplementedError
 
-    async def _next(self) -> str | bytes | None:
-        """The next frame, None when the client has gone. While none comes the key is looked up now and then: what the
-        client listens to ends with it. Raises KeyEnded."""
-        if self._key is None:
-            return await self._receive()
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._key.interval_s):
-                    return await self._receive()
-            with contextlib.suppress(StorageError):  # to be tried again
-                await self._key.check()
+    async def _take_all(self) -> None:
+        await self._begin()
+        while (frame := await self._receive()) is not None:
+            await self._take(frame)
 
     async def _take(self, frame: str | bytes) -> None:
         event: dict[str, Any] = {}

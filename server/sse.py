@@ -8,8 +8,11 @@ within its strings, the only place where they can stand.
 from collections.abc import AsyncIterator, Callable
 
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
+from idefics_chat.server.errors import ApiError
+from idefics_chat.server.held_key import HeldKey, KeyEnded, while_held
+from idefics_chat.server.json_text import compact
 from idefics_chat.server.response_log import LogReader
 from idefics_chat.server.sse_keepalive import SseKeepalive
 from idefics_chat.server.state import ServerState
@@ -36,17 +39,39 @@ def event_frame(event: Event) -> bytes:
 
 class EventStream(StreamingResponse):
     """The HTTP answer that streams the frames, with a comment now and then where none comes. `over` is called when it
-    is over, also where its first frame was never asked for."""
+    is over, also where its first frame was never asked for. `key` is what it was asked for with: when that ends, the
+    last frame says so."""
 
-    def __init__(self, frames: AsyncIterator[bytes], over: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, frames: AsyncIterator[bytes], key: HeldKey | None, over: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__(frames, media_type=SSE_TYPE, headers=SSE_HEADERS)
+        self._key = key
         self._over = over
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        open_ = False
+
+        async def send_noted(message: Message) -> None:
+            nonlocal open_
+            await send(message)
+            open_ = bool(message.get("more_body", message["type"] == "http.response.start"))
+
+        try:
+            await self._stream(scope, receive, send_noted)
+        except KeyEnded as ended:
+            if open_:
+                await send({"type": "http.response.body", "body": self.error_frame(ended), "more_body": False})
+
+    def error_frame(self, error: ApiError) -> bytes:
+        """The frame that tells of an error once the status is sent: an `error` object as in other answers."""
+        return data_frame(compact({"error": error.body()}))
+
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             state: ServerState = scope["app"].state.server
             async with SseKeepalive(send, state.settings.sse_keepalive_s) as keepalive:
-                await super().__call__(scope, receive, keepalive.send)
+                await while_held(self._key, super().__call__(scope, receive, keepalive.send))
         finally:
             self._over()
 
@@ -54,8 +79,12 @@ class EventStream(StreamingResponse):
 class ReadingStream(EventStream):
     """The HTTP answer that streams a log's events. Its reader is closed when it is over."""
 
-    def __init__(self, events: LogReader) -> None:
-        super().__init__(event_frames(events), events.close)
+    def __init__(self, events: LogReader, key: HeldKey | None) -> None:
+        super().__init__(event_frames(events), key, events.close)
+
+    def error_frame(self, error: ApiError) -> bytes:
+        """The error event of the Responses protocol, as on its websocket."""
+        return b"event: error\n" + data_frame(compact(error.frame()))
 
 
 async def event_frames(events: AsyncIterator[Event]) -> AsyncIterator[bytes]:

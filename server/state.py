@@ -30,7 +30,7 @@ class ServerState:
     metrics: Metrics = field(default_factory=Metrics)
     tracing: Tracing = field(default_factory=Tracing)
     key_check_interval_s: float = CHECK_INTERVAL_S
-    """How often the key of a websocket that says nothing is looked up."""
+    """How often the key of a websocket or an HTTP stream is looked up."""
 
     quotas: Quotas = field(init=False)
 

@@ -130,7 +130,8 @@ class ResponseFailed(ResponseEvent):
 
 
 class ErrorEvent(ServerEvent):
-    """Something was wrong with a frame. The connection stays. Nested for newer clients, flat for older ones."""
+    """Something was wrong with a frame. The connection stays, unless its key has ended: that is the last event, of a
+    stream over HTTP too. Nested for newer clients, flat for older ones."""
 
     type: Literal["error"]
     status: int
