@@ -6,7 +6,6 @@ that what a client saw completed is safe.
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from idefics_chat.server.errors import as_api_error
 from idefics_chat.server.json_text import compact
 from idefics_chat.server.response_events import EventWriter, FinalStatus
 from idefics_chat.server.response_log import ResponseLog
-from idefics_chat.server.response_object import Json, ResponseDraft, error_object, usage_object
+from idefics_chat.server.response_object import Json, ResponseDraft, error_object, response_object, usage_object
 from idefics_chat.server.turn_preparation import PreparedTurn
 from idefics_chat.server.turns import Disconnect
 from idefics_chat.storage.errors import StorageError
@@ -82,7 +81,7 @@ class TurnRun:
         cache_key: str | None = None,
     ) -> None:
         new = prepared.new
-        draft = ResponseDraft(
+        self._draft = ResponseDraft(
             new.id, new.conversation_id, new.output_id, new.created_at, new.request, new.previous_response_id
         )
         self.log = ResponseLog(new.id, new.conversation_id)
@@ -93,7 +92,7 @@ class TurnRun:
         self._keeper = keeper
         self._engine = engine
         self._clock = clock
-        self._writer = EventWriter(draft)
+        self._writer = EventWriter(self._draft)
         self._generates = bool(new.request["generate"])
         self.opening = self._writer.begin(with_item=self._generates)
         if self._generates and prepared.begun is not None and prepared.begun.text:
@@ -226,17 +225,22 @@ class TurnRun:
             del self._unflushed[: len(events)]
 
     async def _finish(self, end: TurnEnd) -> None:
+        try:
+            closing = await self._stored(end)
+        except Exception as error:  # noqa: BLE001  whatever failed, who reads the log is told an end
+            _log.error("response %s could not be stored", self.log.response_id, exc_info=error)
+            closing = [self._unstored(end, error)]
+        self.log.publish(closing)
+
+    async def _stored(self, end: TurnEnd) -> list[Event]:
+        """The closing events, committed."""
         now = self._clock()
         closing = self._closing(end, now)
         finished = FinishedResponse(
             self.log.response_id, end.status, end.message, now, end.usage, end.error, end.reason
         )
-        try:
-            await self._keeper.finish_response(finished, [*self._unflushed, *closing])
-        except StorageError as error:
-            _log.error("response %s could not be stored", self.log.response_id, exc_info=error)
-            closing = [self._unstored(closing[-1], error)]
-        self.log.publish(closing)
+        await self._keeper.finish_response(finished, [*self._unflushed, *closing])
+        return closing
 
     def _closing(self, end: TurnEnd, now: float) -> list[Event]:
         return self._writer.end(
@@ -248,10 +252,11 @@ class TurnRun:
             logprobs=end.logprobs,
         )
 
-    def _unstored(self, terminal: Event, error: StorageError) -> Event:
+    def _unstored(self, end: TurnEnd, error: Exception) -> Event:
         """The end of a turn that could not be committed: it failed, whatever the model said."""
-        body = json.loads(terminal.payload)
         number = len(self.log)
-        response = {**body["response"], "status": "failed", "output": [], "error": error_object(error.code, str(error))}
-        event = {**body, "type": "response.failed", "sequence_number": number, "response": response}
-        return Event(number, "response.failed", compact(event))
+        api_error = as_api_error(error)
+        told = error_object(api_error.code, api_error.message)
+        response = response_object(self._draft, "failed", usage=end.usage, error=told)
+        body = {"type": "response.failed", "sequence_number": number, "response": response}
+        return Event(number, "response.failed", compact(body))

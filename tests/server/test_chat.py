@@ -14,6 +14,7 @@ from idefics_chat.conversation.errors import ContextLengthExceeded
 from idefics_chat.conversation.messages import Message
 from idefics_chat.inference.errors import EngineBusy, EngineStopped
 from idefics_chat.server.errors import ApiError
+from idefics_chat.server.response_events import EventWriter
 from idefics_chat.server.response_log import ResponseLog
 from idefics_chat.server.turns import InputImage, InputMessage, Turn
 from idefics_chat.storage.errors import ConversationNotFound, DatabaseUnavailable, IdempotencyConflict, ResponseNotFound
@@ -365,6 +366,36 @@ async def test_an_end_that_cannot_be_stored_is_a_failure_and_the_conversation_go
     after = (await events_of(log.read()))[-1]["response"]
     assert after["status"] == "completed"
     assert [role for role, _ in texts(await history(world, after))] == ["user", "assistant", "user", "assistant"]
+
+
+@pytest.mark.parametrize("broken", ["the store", "the events"])
+async def test_an_end_that_fails_in_a_way_that_nobody_foresaw_is_told_to_all_who_read(
+    world: World, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def wrong(*_: object, **__: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    log = await world.chat.respond(world.owner_id, say("Hi"))
+    following = asyncio.create_task(events_of(await world.chat.follow(world.owner_id, log.response_id)))
+    with monkeypatch.context() as patch:
+        target: tuple[Any, str] = (world.store, "finish_response") if broken == "the store" else (EventWriter, "end")
+        patch.setattr(*target, wrong)
+        generation = await world.engine.turn(0)
+        generation.say("Hello")
+        generation.end()
+        async with asyncio.timeout(5):
+            events = await following
+        await until(lambda: world.chat.running == 0)
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert events[-1]["type"] == "response.failed"
+    response = events[-1]["response"]
+    assert (response["status"], response["error"]["cause"]) == ("failed", "server_error")
+    assert "a fault of ours" not in str(events)
+    assert response["usage"]["output_tokens"] == 1
+    # What stands as running is ended by whoever meets it, and its conversation goes on.
+    place = {"conversation_id": response["conversation"]["id"]}
+    assert (await world.chat.edits.append(world.owner_id, place["conversation_id"], say("Again").input))[0].id
+    assert (await world.store.response(world.owner_id, log.response_id)).status == "incomplete"
 
 
 async def test_what_is_wrong_with_a_turn_shows_before_anything_is_stored(world: World, png: bytes) -> None:
