@@ -1,6 +1,6 @@
 """Responses that stand as running though nobody runs them, because their end could not be stored.
 
-Whoever meets one ends it first, as a start of the server would: nobody waits for an end that never comes, and its
+Whoever meets one ends it first, much as a start of the server would: nobody waits for an end that never comes, and its
 conversation is free. Where its end still cannot be stored, that is the error.
 """
 
@@ -9,7 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable, Container
 from typing import TypeVar
 
-from idefics_chat.server.recovery import recover
+from idefics_chat.server.recovery import NOT_STORED, recover
 from idefics_chat.storage.errors import ConversationBusy, ResponseFinished, ResponseNotFound
 from idefics_chat.storage.store import Store
 from idefics_chat.storage.values import ResponseRow
@@ -72,5 +72,5 @@ class Orphans:
     async def _end(self, row: ResponseRow) -> None:
         """The store decides: one that has ended since it was read, or is gone, stays as it is."""
         with contextlib.suppress(ResponseFinished, ResponseNotFound):
-            await recover(self._store, row, self._clock())
+            await recover(self._store, row, self._clock(), NOT_STORED)
             _log.warning("response %s, whose end could not be stored, is kept as incomplete", row.id)

@@ -1,4 +1,4 @@
-"""Ends the responses that a crash left running: `incomplete`, with the text up to the last flush."""
+"""Ends the responses that nobody runs any more: `incomplete`, with the text up to the last flush."""
 
 import logging
 
@@ -9,6 +9,9 @@ from idefics_chat.storage.store import Store
 from idefics_chat.storage.values import FinishedResponse, ResponseRow
 
 RESTART = "server_restart"
+NOT_STORED = "end_not_stored"
+RECOVERED = (RESTART, NOT_STORED)
+"""Why a response was ended here: the process that ran it is gone, or could not store its end."""
 
 _log = logging.getLogger(__name__)
 
@@ -17,18 +20,18 @@ async def recover_all(store: Store, now_s: float) -> int:
     """End every response that no process runs any more; how many there were."""
     rows = await store.running_responses()
     for row in rows:
-        await recover(store, row, now_s)
+        await recover(store, row, now_s, RESTART)
     if rows:
         _log.warning("%d answers were cut off by the last stop and are kept as incomplete", len(rows))
     return len(rows)
 
 
-async def recover(store: Store, row: ResponseRow, now_s: float) -> None:
-    """End one response as incomplete and give its conversation the text that was flushed."""
+async def recover(store: Store, row: ResponseRow, now_s: float, cause: str) -> None:
+    """End one response as incomplete, because of `cause`, and give its conversation the text that was flushed."""
     events = await store.events(row.id)
     writer = EventWriter.resume(draft_of(row), events)
-    closing = writer.end("incomplete", completed_at=now_s, incomplete_reason=RESTART)
-    finished = FinishedResponse(row.id, "incomplete", _answer(row, writer.text, now_s), now_s, None, None, RESTART)
+    closing = writer.end("incomplete", completed_at=now_s, incomplete_reason=cause)
+    finished = FinishedResponse(row.id, "incomplete", _answer(row, writer.text, now_s), now_s, None, None, cause)
     await store.finish_response(finished, closing)
 
 

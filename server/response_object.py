@@ -59,7 +59,7 @@ def text_part(text: str, logprobs: Sequence[Json] = ()) -> Json:
 
 def incomplete_details(cause: str | None) -> Json | None:
     """Why a response is incomplete: `max_output_tokens`, `cancelled`, `disconnected` (nobody read it any more),
-    `server_stopping` or `server_restart`."""
+    `server_stopping`, `server_restart` or `end_not_stored` (the server went on, and could not store how it ended)."""
     if cause is None:
         return None
     return {"reason": cause if cause == "max_output_tokens" else None, "cause": cause}

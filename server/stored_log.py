@@ -3,7 +3,7 @@ time, made again from the response and its message. The text is then one delta; 
 
 from dataclasses import dataclass
 
-from idefics_chat.server.recovery import RESTART, draft_of
+from idefics_chat.server.recovery import RECOVERED, draft_of
 from idefics_chat.server.response_events import EventWriter
 from idefics_chat.storage.store import Store
 from idefics_chat.storage.values import Event, ResponseRow
@@ -31,7 +31,7 @@ class StoredLog:
 async def stored_log(store: Store, owner_id: str, row: ResponseRow) -> StoredLog:
     """The log of an ended response."""
     if events := await store.events(row.id):
-        return StoredLog(events, as_streamed=row.incomplete_reason != RESTART)
+        return StoredLog(events, as_streamed=row.incomplete_reason not in RECOVERED)
     text = (await store.item(owner_id, row.output_id))[1].text if row.answered else ""
     return StoredLog(rebuilt_log(row, text), as_streamed=False)
 

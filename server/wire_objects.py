@@ -131,7 +131,9 @@ class IncompleteDetails(WireObject):
     """Why an answer was cut short. `cause` is ours, and exact."""
 
     reason: Literal["max_output_tokens"] | None
-    cause: Literal["max_output_tokens", "cancelled", "disconnected", "server_stopping", "server_restart"]
+    cause: Literal[
+        "max_output_tokens", "cancelled", "disconnected", "server_stopping", "server_restart", "end_not_stored"
+    ]
 
 
 class ResponseFailure(WireObject):

@@ -63,6 +63,12 @@ async def test_it_has_ended_for_who_cancels_it(world: World, orphan: dict[str, A
     assert (await stored(world, orphan)).status == "incomplete"
 
 
+async def test_its_cause_is_no_restart(world: World, orphan: dict[str, Any]) -> None:
+    events = await events_of(await world.chat.follow(world.owner_id, orphan["id"]))
+    assert events[-1]["response"]["incomplete_details"] == {"reason": None, "cause": "end_not_stored"}
+    assert (await stored(world, orphan)).incomplete_reason == "end_not_stored"
+
+
 async def test_it_can_be_continued(world: World, orphan: dict[str, Any]) -> None:
     assert (await ask(world, Turn((), continuation_of=orphan["id"]), " you"))["status"] == "completed"
     with pytest.raises(ApiError) as error:
