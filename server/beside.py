@@ -1,4 +1,4 @@
-"""Work that goes on only while something holds."""
+"""Work that goes on only while something holds, and work that is not to be broken off."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -18,3 +18,13 @@ async def beside(work: Coroutine[Any, Any, T], watch: Coroutine[Any, Any, NoRetu
         working.cancel()
         watching.cancel()
         await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """What `work` gives. It is not broken off: a cancel comes when it is done."""
+    working = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.gather(working, return_exceptions=True)
+        raise

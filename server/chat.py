@@ -29,9 +29,12 @@ from idefics_chat.server.turn_run import TurnRun
 from idefics_chat.server.turns import Disconnect, Turn
 from idefics_chat.server.unstored_turns import UnstoredTurns
 from idefics_chat.server.uploads import Uploads
+from idefics_chat.server.waiting_room import WaitingRoom
 from idefics_chat.storage.errors import ResponseNotFound
 from idefics_chat.storage.store import Store
 from idefics_chat.storage.values import NewResponse
+
+MOST_WAITING_BYTES = 32 * 2**20
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ class ChatService:
         clock: Callable[[], float],
         make_id: Callable[[Any], str],
         on_disconnect: Disconnect = "continue",
+        most_waiting_bytes: int = MOST_WAITING_BYTES,
     ) -> None:
         self._store = store
         self._engine = engine
@@ -59,6 +63,7 @@ class ChatService:
         self._on_disconnect = on_disconnect
         self._readiness = Readiness(store.check_writable)
         self._places = KeyedLocks()
+        self._room = WaitingRoom(most_waiting_bytes)
         self.feeds = ConversationFeeds()
         """What happens in conversations, for those who watch them."""
 
@@ -67,7 +72,9 @@ class ChatService:
         """Responses that stand as running though nobody runs them."""
 
         self._logs = ResponseLogs(store, self._running, self.orphans)
-        self.edits = ConversationEdits(store, preparation, self._places, self.feeds, self.orphans, make_id=make_id)
+        self.edits = ConversationEdits(
+            store, preparation, self._places, self._room, self.feeds, self.orphans, make_id=make_id
+        )
         """Changes of conversations without a turn."""
 
         self.uploads = Uploads(store, preparation.images, clock=clock, make_id=make_id)
@@ -131,28 +138,29 @@ class ChatService:
             raise EngineStopped
         await self._readiness.require()
 
-    async def respond(self, owner_id: str, turn: Turn) -> ResponseLog:
+    async def respond(self, owner_id: str, turn: Turn, held_bytes: int = 0) -> ResponseLog:
         """Accept a turn: when this returns, what was said is committed and the answer is under way.
 
-        The same idempotency key gives the first turn's log. A turn on a conversation that is being answered waits.
+        The same idempotency key gives the first turn's log. A turn on a conversation that is being answered waits;
+        `held_bytes` of it wait then that are bounded by nobody else.
 
         Raises:
             ApiError, ConversationError, InferenceError, StorageError: nothing was stored.
         """
         self._preparation.check_request(turn)
         if turn.idempotency_key is None:
-            return await self._accepted(owner_id, turn)
+            return await self._accepted(owner_id, turn, held_bytes)
         # The store decides about a repeat; waiting here only spares computing it.
-        async with self._repeats.hold(f"{owner_id} {turn.idempotency_key}"):
-            return await self._accepted(owner_id, turn)
+        async with self._room.hold(self._repeats, f"{owner_id} {turn.idempotency_key}", owner_id, held_bytes):
+            return await self._accepted(owner_id, turn, held_bytes)
 
-    async def _accepted(self, owner_id: str, turn: Turn) -> ResponseLog:
+    async def _accepted(self, owner_id: str, turn: Turn, held_bytes: int) -> ResponseLog:
         if (first := await self._logs.of_key(owner_id, turn)) is not None:
             return first
         conversation_id = await self._conversation(owner_id, turn)
         async with contextlib.AsyncExitStack() as held:
             # The asker itself waits: one who goes away meanwhile leaves nothing here of what it sent.
-            await held.enter_async_context(self._places.hold(conversation_id))
+            await held.enter_async_context(self._room.hold(self._places, conversation_id, owner_id, held_bytes))
             if self._stopping:
                 raise EngineStopped
             accepted: asyncio.Future[ResponseLog] = asyncio.get_running_loop().create_future()

@@ -42,7 +42,13 @@ async def open_chat(store: Store, engine: Engine, settings: Settings) -> AsyncIt
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(workers.aclose)
         chat = ChatService(
-            store, engine, preparation, clock=time.time, make_id=make_id, on_disconnect=settings.on_disconnect
+            store,
+            engine,
+            preparation,
+            clock=time.time,
+            make_id=make_id,
+            on_disconnect=settings.on_disconnect,
+            most_waiting_bytes=settings.max_frame_bytes,
         )
         yield await stack.enter_async_context(chat)
 

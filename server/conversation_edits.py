@@ -9,23 +9,27 @@ from functools import partial
 from typing import Any
 
 from idefics_chat.conversation.messages import Message
+from idefics_chat.server.beside import to_its_end
 from idefics_chat.server.conversation_feeds import ConversationFeeds, Signal
 from idefics_chat.server.keyed_locks import KeyedLocks
 from idefics_chat.server.orphans import Orphans
 from idefics_chat.server.turn_preparation import TurnPreparation
 from idefics_chat.server.turns import InputMessage, Turn
+from idefics_chat.server.waiting_room import WaitingRoom
 from idefics_chat.storage.store import Store
 from idefics_chat.storage.values import Conversation, StoredImage
 
 
 class ConversationEdits:
-    """Edits for one store. `places` are the locks that turns hold too: nothing is added in the middle of one."""
+    """Edits for one store. `places` are the locks that turns hold too: nothing is added in the middle of one; `room` is
+    where turns wait for them too."""
 
     def __init__(
         self,
         store: Store,
         preparation: TurnPreparation,
         places: KeyedLocks,
+        room: WaitingRoom,
         feeds: ConversationFeeds,
         orphans: Orphans,
         *,
@@ -34,6 +38,7 @@ class ConversationEdits:
         self._store = store
         self._preparation = preparation
         self._places = places
+        self._room = room
         self._feeds = feeds
         self._orphans = orphans
         self._make_id = make_id
@@ -58,20 +63,24 @@ class ConversationEdits:
         return await self._filled(owner_id, metadata, messages, images, title, archived)
 
     async def append(
-        self, owner_id: str, conversation_id: str, said: tuple[InputMessage, ...], previous_item_id: str | None = None
+        self,
+        owner_id: str,
+        conversation_id: str,
+        said: tuple[InputMessage, ...],
+        previous_item_id: str | None = None,
+        held_bytes: int = 0,
     ) -> tuple[Message, ...]:
-        """Add messages after the item `previous_item_id`, or after the tip; what was added. Waits for a turn.
+        """Add messages after the item `previous_item_id`, or after the tip; what was added. Waits for a turn:
+        `held_bytes` of them wait then that are bounded by nobody else. Who is cancelled meanwhile has added nothing.
 
         Raises:
-            ApiError, StorageError: nothing was stored.
+            ApiError: among others `rate_limit_exceeded`, too much of the owner's waits; nothing was stored.
+            StorageError: nothing was stored.
         """
         turn = Turn(said, conversation_id, previous_item_id=previous_item_id, generate=False)
         self._preparation.check_request(turn)
-        async with self._places.hold(conversation_id):
-            add = partial(self._added, owner_id, conversation_id, turn)
-            messages = await self._orphans.unblocked(owner_id, add)
-            self._feeds.tell(conversation_id, *(Signal("item_added", message.id) for message in messages))
-        return messages
+        async with self._room.hold(self._places, conversation_id, owner_id, held_bytes):
+            return await to_its_end(self._append(owner_id, conversation_id, turn))
 
     async def delete_item(self, owner_id: str, conversation_id: str, item_id: str) -> Conversation:
         """Remove a message for good; those that followed it follow the one before it. Waits for a turn.
@@ -120,6 +129,12 @@ class ConversationEdits:
         return await self._filled(
             owner_id, source.metadata if metadata is None else metadata, self._copied(path), (), source.title
         )
+
+    async def _append(self, owner_id: str, conversation_id: str, turn: Turn) -> tuple[Message, ...]:
+        add = partial(self._added, owner_id, conversation_id, turn)
+        messages = await self._orphans.unblocked(owner_id, add)
+        self._feeds.tell(conversation_id, *(Signal("item_added", message.id) for message in messages))
+        return messages
 
     async def _added(self, owner_id: str, conversation_id: str, turn: Turn) -> tuple[Message, ...]:
         place = await self._preparation.place(owner_id, turn)

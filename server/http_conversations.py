@@ -27,6 +27,7 @@ from idefics_chat.server.http_access import (
     WithImages,
     translate,
 )
+from idefics_chat.server.http_presence import while_connected
 from idefics_chat.server.image_urls import image_urls
 from idefics_chat.server.input_items import read_items
 from idefics_chat.server.item_objects import Json, item_object, list_object
@@ -128,10 +129,14 @@ async def list_items(
 async def create_items(
     conversation_id: str, request: Request, caller: Admitted, body: JsonBody, with_images: WithImages
 ) -> Json:
-    """Add messages without an answer."""
+    """Add messages without an answer. Where the conversation is being answered they wait for the answer's end, as long
+    as the client does; too much that waits is refused with `rate_limit_exceeded`."""
     create = validate(ItemsCreate, body)
     said = await translate(request, read_items, create.items, "items")
-    added = await caller.chat.edits.append(caller.owner_id, conversation_id, said, create.previous_item_id)
+    appending = caller.chat.edits.append(
+        caller.owner_id, conversation_id, said, create.previous_item_id, request.state.body_bytes
+    )
+    added = await while_connected(request, appending)
     return await _items(caller, Page(added, False), with_images)
 
 

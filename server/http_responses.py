@@ -52,8 +52,11 @@ async def create_response(request: Request, caller: Admitted, body: JsonBody) ->
     body = with_idempotency_key(body, request.headers)
     wanted = validate(HttpCreate, body)
     turn = await translate(request, parse_body, body)
-    turns = caller.chat if turn.store else caller.chat.unstored()
-    log = await while_connected(request, turns.respond(caller.owner_id, turn))
+    if turn.store:
+        responding = caller.chat.respond(caller.owner_id, turn, request.state.body_bytes)
+    else:
+        responding = caller.chat.unstored().respond(caller.owner_id, turn)
+    log = await while_connected(request, responding)
     if wanted.stream:
         return ReadingStream(log.read(), caller.key)
     if turn.background:

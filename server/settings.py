@@ -119,7 +119,9 @@ class RequestSettings(BaseModel):
     """How large a request may be"""
 
     max_frame_bytes: Size = Field(
-        32 * 2**20, description="Longest websocket frame, and longest HTTP body, that is accepted."
+        32 * 2**20,
+        description="Longest websocket frame, and longest HTTP body, that is accepted; and how much of one name's HTTP "
+        "requests may wait for conversations that are being answered.",
     )
     max_image_bytes: Size = Field(20 * 2**20, description="Largest image file that is accepted.")
     max_image_pixels: Size = Field(50_000_000, description="Most pixels that an image may have.")
