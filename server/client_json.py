@@ -83,14 +83,14 @@ def validate(model: type[M], value: dict[str, Any]) -> M:
         raise complaint(error) from None
 
 
-def complaint(error: ValidationError, where: str = "") -> ApiError:
-    """What to tell a client of a value that is not what it should be; `where` stands before the parameter."""
+def complaint(error: ValidationError) -> ApiError:
+    """What to tell a client of a value that is not what it should be."""
     # Of a union's branches the deepest complaint is about the form that the client meant.
     first = max(error.errors(include_url=False, include_input=False), key=lambda e: len(e["loc"]))
     kind, location = first["type"], [*first["loc"]]
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         location.append(first["ctx"]["discriminator"].strip("'"))
-    param = _path(where, location)
+    param = _path(location)
     if kind in ("missing", "union_tag_not_found"):
         return ApiError("missing_required_parameter", f"{param} is missing; add it.", param)
     if kind == "union_tag_invalid":
@@ -98,9 +98,9 @@ def complaint(error: ValidationError, where: str = "") -> ApiError:
     return ApiError("invalid_value", f"{param}: {first['msg']}.", param)
 
 
-def _path(where: str, location: Sequence[int | str]) -> str:
+def _path(location: Sequence[int | str]) -> str:
     """The parameter at a place, as in `messages[0].content`."""
-    path = where
+    path = ""
     for part in location:
         if isinstance(part, int):
             path += f"[{part}]"

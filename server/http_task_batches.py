@@ -23,7 +23,8 @@ MISSING: dict[int | str, dict[str, Any]] = {404: {"model": ErrorObject, "descrip
 
 
 class BatchCreate(BaseModel):
-    """Tasks to run as one job; each may carry a `custom_id` of up to 256 characters."""
+    """Tasks to run as one job; each may carry a `custom_id` of up to 256 characters. One that is not as it should be
+    fails alone, with an error among the results."""
 
     tasks: Annotated[
         list[Annotated[TaskCreate, Field(discriminator="task")]], Field(min_length=1, max_length=MAX_TASKS)
@@ -31,7 +32,7 @@ class BatchCreate(BaseModel):
 
 
 class _Body(WireModel):
-    """The body as it comes: each task is read by itself, so that a complaint names the one it is about."""
+    """The body as it comes: each task is read by itself, so that one that is wrong is the only one to fail."""
 
     tasks: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_TASKS)]
 
@@ -93,9 +94,16 @@ async def delete_batch(batch_id: str, caller: Admitted) -> Response:
     return Response(status_code=204)
 
 
-def _read_tasks(body: dict[str, Any]) -> list[tuple[str | None, TaskCreate]]:
-    tasks = validate(_Body, body).tasks
-    return [(_custom_id(value, index), read_task(value, where=f"tasks[{index}]")) for index, value in enumerate(tasks)]
+def _read_tasks(body: dict[str, Any]) -> list[tuple[str | None, TaskCreate | ApiError]]:
+    """Raises ApiError where the results could not be told apart."""
+    return [(_custom_id(value, index), _read_task(value)) for index, value in enumerate(validate(_Body, body).tasks)]
+
+
+def _read_task(value: dict[str, Any]) -> TaskCreate | ApiError:
+    try:
+        return read_task(value)
+    except ApiError as error:
+        return error
 
 
 def _custom_id(value: dict[str, Any], index: int) -> str | None:

@@ -1,7 +1,8 @@
 """Batches of tasks: jobs that run beside the requests, with progress, results as they come, and a cancel.
 
 They are kept in the database: a batch that a stop or a crash of the server broke off goes on at the next start. A task
-is done once its outcome is committed, so that each gets exactly one, and clients are shown no other.
+is done once its outcome is committed, so that each gets exactly one, and clients are shown no other. One that cannot be
+read or run fails alone.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from typing import TypeVar
 
 from idefics_chat.inference.errors import EngineStopped
 from idefics_chat.server.asker import ASKER, Asker
-from idefics_chat.server.errors import as_api_error
+from idefics_chat.server.errors import ApiError, as_api_error
 from idefics_chat.server.json_text import compact
 from idefics_chat.server.task_objects import (
     BatchCounts,
@@ -47,7 +48,6 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Run = Callable[[str, TaskCreate], Awaitable[TaskObject]]
-Check = Callable[[TaskCreate, str], object]
 
 
 class _Running:
@@ -76,12 +76,11 @@ class _Running:
 
 
 class Batches:
-    """All owners' batches. `run` runs one task, `check` raises what is wrong with one before any begins."""
+    """All owners' batches. `run` runs one task."""
 
-    def __init__(self, store: BatchStore, run: Run, check: Check, *, make_id: Callable[[str], str]) -> None:
+    def __init__(self, store: BatchStore, run: Run, *, make_id: Callable[[str], str]) -> None:
         self._store = store
         self._run = run
-        self._check = check
         self._make_id = make_id
         self._running: dict[str, _Running] = {}
         self.stopping = False
@@ -93,19 +92,16 @@ class Batches:
             _log.info("a batch goes on: %d of its %d tasks are done", batch.completed + batch.failed, batch.total)
             self._begin(batch)
 
-    async def create(self, owner_id: str, tasks: Sequence[tuple[str | None, TaskCreate]]) -> BatchObject:
-        """Begin a batch of tasks, each with what the client calls it.
+    async def create(self, owner_id: str, tasks: Sequence[tuple[str | None, TaskCreate | ApiError]]) -> BatchObject:
+        """Begin a batch of tasks, each with what the client calls it, or why there is none.
 
         Raises:
             EngineStopped: the server is going down.
-            ApiError: what is wrong with one of the tasks; nothing was begun.
             TooManyBatches, DatabaseUnavailable
         """
         if self.stopping:
             raise EngineStopped
-        for index, (_, create) in enumerate(tasks):
-            self._check(create, f"tasks[{index}].")
-        requests = [(custom_id, create.model_dump_json(exclude_none=True)) for custom_id, create in tasks]
+        requests = [(custom_id, _request(task)) for custom_id, task in tasks]
         batch = await self._store.create_batch(
             owner_id, requests, id=self._make_id("batch"), most_running=MAX_RUNNING, most_kept=MAX_KEPT
         )
@@ -212,14 +208,26 @@ class Batches:
 
     async def _outcome(self, owner_id: str, task: BatchTask) -> tuple[str, bool]:
         """What came of a task, as JSON, and whether it failed. Raises EngineStopped."""
+        request = json.loads(task.request)
+        if "error" in request:
+            return task.request, True
         try:
-            create = read_task(json.loads(task.request))
+            create = read_task(request)
             result = await _patiently(lambda: self._run(owner_id, create))
         except EngineStopped:
             raise
         except Exception as failure:  # noqa: BLE001  whatever it is, it is this task's outcome
-            return compact({"error": as_api_error(failure).body()}), True
+            return _refused(as_api_error(failure)), True
         return compact({"result": result.model_dump(exclude_none=True)}), False
+
+
+def _request(task: TaskCreate | ApiError) -> str:
+    """How a task is kept; where there is none, as its outcome."""
+    return _refused(task) if isinstance(task, ApiError) else task.model_dump_json(exclude_none=True)
+
+
+def _refused(error: ApiError) -> str:
+    return compact({"error": error.body()})
 
 
 def batch_object(batch: StoredBatch) -> BatchObject:

@@ -225,9 +225,8 @@ TaskCreate = CaptionCreate | AskCreate | ClassifyCreate | StoryCreate | FewShotC
 _ANY: TypeAdapter[TaskCreate] = TypeAdapter(Annotated[TaskCreate, Field(discriminator="task")])
 
 
-def read_task(value: Mapping[str, Any], *, where: str = "", strict: bool = True) -> TaskCreate:
-    """The task that an object with a `task` field asks for. `where` stands before the parameter in complaints; without
-    `strict`, numbers may be written as text.
+def read_task(value: Mapping[str, Any], *, strict: bool = True) -> TaskCreate:
+    """The task that an object with a `task` field asks for. Without `strict`, numbers may be written as text.
 
     Raises:
         ApiError: `missing_required_parameter` or `invalid_value`, naming the parameter.
@@ -235,7 +234,7 @@ def read_task(value: Mapping[str, Any], *, where: str = "", strict: bool = True)
     try:
         return _ANY.validate_python(dict(value), strict=strict)
     except ValidationError as error:
-        raise complaint(error, where) from None
+        raise complaint(error) from None
 
 
 def settings_of(create: TaskCreate) -> TaskSettings:

@@ -38,7 +38,7 @@ class TaskService:
         self._engine = engine
         self._preparation = preparation
         self._batch_places = asyncio.Semaphore(BATCHES_AT_ONCE)
-        self.batches = Batches(store, self.run_in_batch, self._check, make_id=make_id)
+        self.batches = Batches(store, self.run_in_batch, make_id=make_id)
         """Batches under way, and those that have ended lately."""
 
     async def run(self, owner_id: str, create: TaskCreate) -> TaskObject:
@@ -84,21 +84,20 @@ class TaskService:
         load_image = self._preparation.image_loader(images)
         return Order(create.task_of(messages[0].digests), load_image, settings_of(create))
 
-    def _check(self, create: TaskCreate, where: str = "") -> Turn:
+    def _check(self, create: TaskCreate) -> Turn:
         """The task's images and texts, as a turn that nobody will answer.
 
         Raises:
-            ApiError: what can be said of it without looking at an image; `where` stands before the parameter.
+            ApiError: what can be said of it without looking at an image.
         """
-        images = [_image(name, f"{where}{param}") for param, name in create.image_names()]
+        images = [_image(name, param) for param, name in create.image_names()]
         turn = Turn(input=(InputMessage("user", (*images, *create.texts())),), model=create.model)
         try:
             self._preparation.check_request(turn)
             create.task_of([""] * len(images))
             settings_of(create)
         except (ApiError, InvalidMessage, InvalidTask, InvalidSampling) as error:
-            param = f"{where}{getattr(error, 'param', None) or ''}".rstrip(".") or None
-            raise ApiError(error.code, str(error), param) from error
+            raise ApiError(error.code, str(error), getattr(error, "param", None)) from error
         return turn
 
     def _object(self, create: TaskCreate, result: TaskResult) -> TaskObject:

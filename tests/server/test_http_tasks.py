@@ -225,18 +225,45 @@ async def test_a_batch_is_cancelled_and_forgotten_on_request(client: httpx.Async
     assert (await ask(client, "caption", image=CIRCLE))["text"] == "A red circle on a white background."
 
 
-UNREADABLE: list[tuple[list[dict[str, Any]], str, str]] = [
-    ([], "invalid_value", "tasks"),
-    ([{"task": "caption", "image": CIRCLE}, {"task": "caption"}], "missing_required_parameter", "tasks[1].image"),
-    ([{"task": "dance", "image": CIRCLE}], "invalid_value", "tasks[0].task"),
-    ([{"image": CIRCLE}], "missing_required_parameter", "tasks[0].task"),
-    ([{"task": "caption", "image": "x.png"}], "invalid_image_url", "tasks[0].image.image_url"),
-    ([{"task": "caption", "image": CIRCLE, "custom_id": 7}], "invalid_value", "tasks[0].custom_id"),
-    ([{"task": "caption", "image": CIRCLE, "top_p": 2.0}], "invalid_value", "tasks[0].top_p"),
+WRONG: list[tuple[dict[str, Any], str, str]] = [
+    ({"task": "caption"}, "missing_required_parameter", "image"),
+    ({"task": "dance", "image": CIRCLE}, "invalid_value", "task"),
+    ({"image": CIRCLE}, "missing_required_parameter", "task"),
+    ({"task": "caption", "image": "x.png"}, "invalid_image_url", "image.image_url"),
+    ({"task": "caption", "image": CIRCLE, "top_p": 2.0}, "invalid_value", "top_p"),
+    ({"task": "caption", "image": CIRCLE, "model": "other"}, "model_not_found", "model"),
+    ({"task": "classify", "image": CIRCLE, "categories": []}, "invalid_value", "categories"),
+    ({"task": "caption", "image": CIRCLE, "num_beams": 0}, "invalid_value", "num_beams"),
+    ({"error": {"code": "mine"}}, "missing_required_parameter", "task"),
 ]
 
 
-async def test_a_batch_with_a_task_that_cannot_be_read_begins_nothing(client: httpx.AsyncClient) -> None:
+async def test_a_task_that_is_wrong_fails_alone_and_says_why(client: httpx.AsyncClient) -> None:
+    right = {"task": "caption", "image": CIRCLE, "custom_id": "right"}
+    named = [{**task, "custom_id": f"wrong {number}"} for number, (task, _, _) in enumerate(WRONG)]
+    made = await batch(client, [*named, right])
+    state = await finished(client, made["id"])
+    assert state["status"] == "completed"
+    assert state["request_counts"] == {"total": len(WRONG) + 1, "completed": 1, "failed": len(WRONG)}
+    page = (await client.get(f"/v1/tasks/batches/{made['id']}/results")).json()
+    entries = {entry["custom_id"]: entry for entry in page["data"]}
+    assert entries["right"]["result"]["text"] == "A red circle on a white background."
+    for number, (_, code, param) in enumerate(WRONG):
+        entry = entries[f"wrong {number}"]
+        assert "result" not in entry
+        assert (entry["index"], entry["error"]["code"], entry["error"]["param"]) == (number, code, param)
+        assert entry["error"]["message"].endswith(".")
+
+
+UNREADABLE: list[tuple[Any, str, str]] = [
+    ([], "invalid_value", "tasks"),
+    ({"task": "caption", "image": CIRCLE}, "invalid_value", "tasks"),
+    ([{"task": "caption", "image": CIRCLE}, "caption"], "invalid_value", "tasks[1]"),
+    ([{"task": "caption", "image": CIRCLE, "custom_id": 7}], "invalid_value", "tasks[0].custom_id"),
+]
+
+
+async def test_a_batch_that_is_no_list_of_tasks_begins_nothing(client: httpx.AsyncClient) -> None:
     for tasks, code, param in UNREADABLE:
         given = await client.post("/v1/tasks/batches", json={"tasks": tasks})
         error = given.json()["error"]

@@ -21,7 +21,7 @@ async def never(owner_id: str, create: TaskCreate) -> TaskObject:
 async def test_a_batch_that_comes_as_the_server_stops_waits_for_the_next_start(tmp_path: Path) -> None:
     store = await Store.open(str(tmp_path / "chat.db"))
     owner = await store.owner("ada")
-    batches = Batches(store, never, lambda create, where: None, make_id=lambda kind: f"{kind}_1")
+    batches = Batches(store, never, make_id=lambda kind: f"{kind}_1")
     before = asyncio.all_tasks()
     creating = asyncio.create_task(batches.create(owner.id, [(None, CaptionCreate(image="x"))]))
     await asyncio.sleep(0)
