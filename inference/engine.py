@@ -16,16 +16,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from uuid import uuid4
 
 import torch
 
 from idefics_chat.conversation.images import ImageLimits
-from idefics_chat.conversation.prompt import Prompt, TextRun
+from idefics_chat.conversation.prompt import Prompt
 from idefics_chat.inference.devices import main_memory
 from idefics_chat.inference.errors import (
-    EngineBusy,
     EngineStopped,
     GenerationFailed,
     InferenceError,
@@ -44,24 +43,15 @@ from idefics_chat.inference.model_fingerprint import features_fingerprint
 from idefics_chat.inference.packed_linear import pack_linears
 from idefics_chat.inference.prompt_encoder import EncodedPrompt, PromptEncoder
 from idefics_chat.inference.request_checks import check_request
-from idefics_chat.inference.requests import GenerationRequest, GenerationResult, ImageLoader, ModelInfo
+from idefics_chat.inference.request_queue import RequestQueue
+from idefics_chat.inference.requests import GenerationRequest, ImageLoader, ModelInfo
 from idefics_chat.inference.scheduler import Scheduler, SchedulerLimits
+from idefics_chat.inference.scoring import Scoring
 
 logger = logging.getLogger(__name__)
 
-GATHER_S = 0.1
-"""How long an engine with nothing to do waits for requests that are being made ready, so that what is asked together
-begins together: images are encoded in one forward then, and rows decode in step."""
-
 FREE_SHARE = 0.7
 """Of the memory that is free once the weights are loaded, what keys and values may take; the rest is for the steps."""
-
-SCORED_AT_ONCE = 8
-"""Continuations of one prompt that are in the queue together: enough to be read together, few enough for others to get
-in between."""
-
-FULL_QUEUE_PAUSE_S = 0.05
-"""How long a scoring that has begun waits before it asks a full queue again."""
 
 COPIES_SHARE = 0.25
 """Of the main memory that is free once the weights are loaded, what a second copy of those that are packed may take."""
@@ -132,7 +122,6 @@ class LocalEngine:
         context = min(loaded.context_tokens, limits.scheduler.kv_bytes // self._family.cache_shape.token_bytes)
         self._info = ModelInfo(model_id, loaded.family, loaded.layout, facts.fingerprint, context)
         self._loaded = loaded
-        self._max_waiting = limits.max_waiting
         self._kv_tokens = limits.scheduler.kv_bytes // self._family.cache_shape.token_bytes
         self._max_sequences = limits.scheduler.max_running
         self._encoder = PromptEncoder(facts, self._family.image_token, self._family.shared_boundary)
@@ -144,11 +133,8 @@ class LocalEngine:
         )
         self._images = ImagePreparation(family, self._stored, self._scheduler.features_of, limits.max_image_pixels)
         self._outbox = Outbox()
-        self._arrived: list[Job] = []
-        self._forgotten: list[str] = []
-        self._accepted = 0
-        self._wake = threading.Condition()
-        self._stopping = False
+        self._queue = RequestQueue(self._scheduler, limits.max_waiting)
+        self._scoring = Scoring(self._queue, partial(self._enqueue, scored=True))
         self._thread = threading.Thread(target=self._work, name="idefics-chat engine", daemon=True)
         self._thread.start()
 
@@ -182,7 +168,7 @@ class LocalEngine:
                 comes through.
         """
         check_request(request, self._max_sequences)
-        self._reserve()
+        self._queue.reserve()
         return (await self._enqueue([request]))[0][1]
 
     async def score(self, prompt: Prompt, continuations: Sequence[str], load_image: ImageLoader) -> tuple[float, ...]:
@@ -194,30 +180,11 @@ class LocalEngine:
         Raises:
             As `submit`; EngineStopped, GenerationFailed, PromptTooLong: it was under way.
         """
-        shared = f"score {uuid4()}"
-        requests = [
-            GenerationRequest(
-                Prompt((*prompt.runs, TextRun(text)), (*prompt.owners, None)),
-                load_image,
-                max_output_tokens=0,
-                cache_key=shared,
-            )
-            for text in continuations
-        ]
-        scores: list[float] = []
-        try:
-            while left := requests[len(scores) :]:
-                places = await self._places(len(left), patient=bool(scores))
-                scores += await self._scored(left[:places])
-            return tuple(scores)
-        finally:
-            self._forget(shared)
+        return await self._scoring.score(prompt, continuations, load_image)
 
     async def aclose(self) -> None:
         """Stop: running and waiting requests end with finish_reason "stopped" and what they had said. Idempotent."""
-        with self._wake:
-            self._stopping = True
-            self._wake.notify_all()
+        self._queue.stop()
         await asyncio.to_thread(self._thread.join)
         if self._stored is not None:
             await asyncio.to_thread(self._stored.files.close)
@@ -231,51 +198,10 @@ class LocalEngine:
         """Queue requests together, in the places of the queue that were reserved for them."""
         try:
             queued = [await self._job(request, scored) for request in requests]
-            with self._wake:
-                if self._stopping:
-                    raise EngineStopped
-                self._arrived += [job for job, _ in queued]
-                self._wake.notify_all()
+            self._queue.put([job for job, _ in queued])
         finally:
-            with self._wake:
-                self._accepted -= len(requests)
-                self._wake.notify_all()
+            self._queue.give_back(len(requests))
         return queued
-
-    def _reserve(self, most: int = 1) -> int:
-        """Take so many places in the queue, or as many as there are, and say how many; refuse where there is none."""
-        with self._wake:
-            if self._stopping:
-                raise EngineStopped
-            ahead = self._scheduler.waiting + len(self._arrived) + self._accepted
-            places = min(most, self._max_waiting - ahead)
-            if places < 1:
-                raise EngineBusy(self._scheduler.expected_wait_s(ahead))
-            self._accepted += places
-            return places
-
-    async def _places(self, wanted: int, patient: bool) -> int:
-        """Places in the queue for continuations of one prompt, at least one; `patient` waits for it."""
-        while True:
-            try:
-                return self._reserve(min(wanted, SCORED_AT_ONCE))
-            except EngineBusy:
-                if not patient:
-                    raise
-            await asyncio.sleep(FULL_QUEUE_PAUSE_S)
-
-    async def _scored(self, requests: Sequence[GenerationRequest]) -> list[float]:
-        """The scores of requests that have places in the queue. None of them runs on behind it."""
-        queued = await self._enqueue(requests, scored=True)
-        try:
-            for _, generation in queued:
-                results = [item async for item in generation if isinstance(item, GenerationResult)]
-                if results[-1].finish_reason != "length":
-                    raise EngineStopped
-        finally:
-            for _, generation in queued:
-                generation.cancel()  # past its end this does nothing
-        return [job.score for job, _ in queued]
 
     async def _job(self, request: GenerationRequest, scored: bool) -> tuple[Job, LocalGeneration]:
         """A job for a request; `scored`: the last run of its prompt is to be scored."""
@@ -289,28 +215,17 @@ class LocalEngine:
             raise PromptTooLong(len(prompt), context - 1)
         images = await self._images.images(request.prompt, request.load_image, ready)
         max_tokens = room if request.max_output_tokens is None else min(request.max_output_tokens, room)
-        generation = LocalGeneration(asyncio.get_running_loop(), self._notify, self._outbox)
+        generation = LocalGeneration(asyncio.get_running_loop(), self._queue.wake, self._outbox)
         return self._jobs.make(request, prompt, images, generation, max_tokens, arrived_s, scored), generation
 
     async def _encode(self, prompt: Prompt) -> EncodedPrompt:
         return await asyncio.to_thread(self._encoder.encode, prompt, self._images.token_ids)
 
-    def _forget(self, group: str) -> None:
-        """Have dropped what is kept for a group that nobody will ask for again, and what still runs for it leave
-        nothing."""
-        with self._wake:
-            self._forgotten.append(group)
-            self._wake.notify_all()
-
     # -- the worker thread
-
-    def _notify(self) -> None:
-        with self._wake:
-            self._wake.notify_all()
 
     def _work(self) -> None:
         """Step while there is work; end everything when told to stop, or when a step fails as a whole."""
-        while self._take_arrived():
+        while self._queue.hand_over():
             self._do(self._scheduler.step, GenerationFailed())
         self._do(self._scheduler.stop, EngineStopped())
 
@@ -324,27 +239,6 @@ class LocalEngine:
             self._scheduler.abandon(error)
         finally:
             self._outbox.flush()
-
-    def _take_arrived(self) -> bool:
-        """Wait until there is work, and hand new requests to the scheduler; False when it is time to stop."""
-        with self._wake:
-            while not (self._stopping or self._arrived or self._forgotten or not self._scheduler.is_idle):
-                self._wake.wait()
-            if self._scheduler.is_idle:
-                self._gather()
-            for job in self._arrived:
-                self._scheduler.submit(job)
-            self._arrived.clear()
-            for group in self._forgotten:
-                self._scheduler.forget(group)
-            self._forgotten.clear()
-            return not self._stopping
-
-    def _gather(self) -> None:
-        """Wait a moment for requests that are being made ready."""
-        deadline = time.monotonic() + GATHER_S
-        while self._accepted and not self._stopping and (left := deadline - time.monotonic()) > 0:
-            self._wake.wait(left)
 
 
 def _feature_store(loaded: LoadedModel, family: Family, limits: EngineLimits) -> FeatureStore | None:

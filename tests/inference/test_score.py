@@ -145,7 +145,7 @@ async def test_others_are_answered_while_many_continuations_are_scored(
     await gate.reached()
     request = GenerationRequest(conversation([["Hello"]]), album.load, max_output_tokens=2)
     answering = asyncio.create_task(answer(engine, request))
-    await becomes(lambda: len(engine._arrived) > 0)
+    await becomes(lambda: len(engine._queue._arrived) > 0)
     gate.open()
     _, result = await answering
     assert len(result.token_ids) == 2
@@ -174,7 +174,7 @@ async def test_a_full_queue_refuses_a_scoring_and_holds_up_one_that_has_begun(
 ) -> None:
     engine = running(random_model)
     prompt = conversation([["What is this?"]])
-    right, calls = engine._reserve, []
+    right, calls = engine._queue.reserve, []
 
     def full(*arguments: int) -> int:
         calls.append(arguments)
@@ -183,7 +183,7 @@ async def test_a_full_queue_refuses_a_scoring_and_holds_up_one_that_has_begun(
         places: int = right(*arguments)
         return places
 
-    monkeypatch.setattr(engine, "_reserve", full)
+    monkeypatch.setattr(engine._queue, "reserve", full)
     refused = {2, 3}
     assert len(await engine.score(prompt, MANY, album.load)) == len(MANY)
     refused = {len(calls) + 1}
