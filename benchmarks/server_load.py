@@ -9,9 +9,11 @@ PYTHONPATH=. python benchmarks/server_load.py threads                   16 strea
 PYTHONPATH=. python benchmarks/server_load.py idle                      5,000 idle connections: memory of each, gaps of
                                                                         16 streams
 
-Both sides of a ratio are measured in turns in one run, with the same requests and seeds, and compared by their medians.
+The sides of a ratio are measured in turns in one run, with the same requests and seeds, and compared by their medians.
 The engine in process runs in a process of its own too, so that each side has one process for the model and this one to
-read; both compute on one CPU thread. `ulimit -n` must allow the connections, in this process and in the server's.
+read; all compute on one CPU thread. Between them stands the bare limit of any server: the engine in process that writes
+each token to a TCP connection at once, as many bytes as our event has, with no protocol and nothing stored.
+`ulimit -n` must allow the connections, in this process and in the server's.
 """
 
 import argparse
@@ -21,11 +23,12 @@ import json
 import multiprocessing
 import os
 import resource
+import socket
 import statistics
 import struct
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -47,6 +50,9 @@ QUESTION = "What is in this image?"
 SAMPLING: dict[str, Any] = {"temperature": 2.0, "repetition_penalty": 10.0}
 """With this the small model talks for long: the penalty falls on the end token too."""
 
+EVENT_BYTES = 177
+"""Of a piece of text as an event, with the websocket's frame."""
+
 UNLIMITED = ("--connections-per-key", "0", "--connections-per-address", "0", "--max-connections", "100000")
 UPGRADE = (
     b"GET /v1/responses HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
@@ -56,12 +62,12 @@ UPGRADE = (
 
 async def one_stream(url: str, seed: int, most: int) -> tuple[int, list[float]]:
     """One answer over a websocket: its tokens, and the seconds between its pieces."""
-    async with connect(url, proxy=None, compression=None, max_size=2**22) as socket:
+    async with connect(url, proxy=None, compression=None, max_size=2**22) as connection:
         request = {"type": "response.create", "input": QUESTION, "seed": seed, "max_output_tokens": most, **SAMPLING}
-        await socket.send(json.dumps(request))
+        await connection.send(json.dumps(request))
         gaps: list[float] = []
         last: float | None = None
-        async for text in socket:
+        async for text in connection:
             if '"response.output_text.delta"' in text[:100]:
                 now = time.perf_counter()
                 if last is not None:
@@ -83,21 +89,40 @@ async def served_round(url: str, seed: int, most: int) -> tuple[float, list[floa
 
 
 def engine_process(asked: Connection, model: str, most: int, threads: int) -> None:
-    """Answers "seed" with tokens a second, until it is sent None. `threads`: of the CPU."""
+    """Answers a seed, and the port that tokens are written to or None, with tokens a second, until it is sent None.
+    `threads`: of the CPU."""
     share_heaps()
     asyncio.run(_engine_rounds(asked, model, most, threads))
 
 
 async def _engine_rounds(asked: Connection, model: str, most: int, threads: int) -> None:
     engine = load_engine(Settings(model=model, cpu_threads=threads))
-    while (seed := await asyncio.to_thread(asked.recv)) is not None:
+    while (told := await asyncio.to_thread(asked.recv)) is not None:
+        seed, port = told
         started = time.perf_counter()
-        counts = await asyncio.gather(*(_engine_stream(engine, seed + n, most) for n in range(STREAMS)))
+        counts = await asyncio.gather(*(_engine_stream(engine, seed + n, most, port) for n in range(STREAMS)))
         asked.send(sum(counts) / (time.perf_counter() - started))
     await engine.aclose()
 
 
-async def _engine_stream(engine: Any, seed: int, most: int) -> int:
+async def _engine_stream(engine: Any, seed: int, most: int, port: int | None) -> int:
+    async with contextlib.AsyncExitStack() as stack:
+        line = None if port is None else await stack.enter_async_context(_line(port))
+        return await _engine_tokens(engine, seed, most, line)
+
+
+@contextlib.asynccontextmanager
+async def _line(port: int) -> AsyncIterator[asyncio.StreamWriter]:
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        yield writer
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+async def _engine_tokens(engine: Any, seed: int, most: int, line: asyncio.StreamWriter | None) -> int:
     message = Message(IdMaker(time.time)("msg"), "user", (TextPart(QUESTION),), None, "completed", time.time())
     prompt = layout_named(engine.info.layout)((message,), None)
     sampling = SamplingParams(seed=seed, **SAMPLING)
@@ -106,7 +131,16 @@ async def _engine_stream(engine: Any, seed: int, most: int) -> int:
     async for piece in generation:
         if isinstance(piece, GenerationResult):
             tokens = piece.usage.output_tokens
+        elif line is not None:
+            line.write(bytes(EVENT_BYTES))
     return tokens
+
+
+async def _swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Read what a bare line brings, as it comes."""
+    while await reader.read(2**16):
+        pass
+    writer.close()
 
 
 @contextlib.contextmanager
@@ -148,21 +182,27 @@ async def streams(model: str, rounds: int, most: int) -> None:
         tempfile.TemporaryDirectory() as folder,
         ServerProcess(Path(folder) / "chat.db", *settings) as server,
     ):
-        rates: dict[str, list[float]] = {"alone": [], "served": []}
-        works: dict[str, list[float]] = {"alone": [], "served": []}
-        for number in range(rounds + 1):  # the first warms both up
-            before = cpu_seconds(engine)
-            here.send(1000 * number)
-            rates["alone"].append(await asyncio.to_thread(here.recv))
-            works["alone"].append(cpu_seconds(engine) - before)
+        lines = await asyncio.start_server(_swallow, "127.0.0.1", 0)
+        ports = {"alone": None, "bare": lines.sockets[0].getsockname()[1]}
+        rates: dict[str, list[float]] = {"alone": [], "bare": [], "served": []}
+        works: dict[str, list[float]] = {"alone": [], "bare": [], "served": []}
+        for number in range(rounds + 1):  # the first warms all up
+            for side, port in ports.items():
+                before = cpu_seconds(engine)
+                here.send((1000 * number, port))
+                rates[side].append(await asyncio.to_thread(here.recv))
+                works[side].append(cpu_seconds(engine) - before)
             before = cpu_seconds(server.process.pid)
             rates["served"].append((await served_round(server.url, 1000 * number, most))[0])
             works["served"].append(cpu_seconds(server.process.pid) - before)
             told = (f"{side} {rates[side][-1]:.0f} tokens/s, {works[side][-1]:.2f} s of CPU" for side in rates)
             print(f"round {number}: {'; '.join(told)}", flush=True)
+        lines.close()
+        await lines.wait_closed()
     rate = {side: statistics.median(found[1:]) for side, found in rates.items()}
     work = {side: statistics.median(found[1:]) for side, found in works.items()}
-    print(f"tokens/s served over alone {rate['served'] / rate['alone']:.3f}")
+    for side, limit in (("served", "alone"), ("bare", "alone"), ("served", "bare")):
+        print(f"tokens/s {side} over {limit} {rate[side] / rate[limit]:.3f}")
     print(
         f"CPU time alone over served {work['alone'] / work['served']:.3f} (the same tokens; a busy machine tells less)"
     )
@@ -176,7 +216,7 @@ def threads(model: str, rounds: int, most: int) -> None:
         rates: dict[int, list[float]] = {count: [] for count in counts}
         for number in range(rounds + 1):  # the first warms them up
             for count, here in engines.items():
-                here.send(1000 * number)
+                here.send((1000 * number, None))
                 rates[count].append(here.recv())
     for count, found in rates.items():
         print(f"{count} threads: {statistics.median(found[1:]):.0f} tokens/s")
