@@ -35,6 +35,9 @@ CONVERSATIONS = 16
 CONVERSATION_TURNS = 3
 QUESTION_WORDS = 6
 TURNS = 12
+TALKS = 3
+"""Conversations of so many turns, one after the other: three late turns of one alone told little."""
+
 IMAGES_AT = (1, 3, 5, 7)
 TURN_ANSWER_TOKENS = 12
 LONG_TURNS = 42
@@ -180,14 +183,20 @@ def _shown(count: int, turn: int) -> list[str | None]:
     return [picture(index) if turn == 0 else None for index in range(count)]
 
 
-def turn_by_turn(ours: Talk, peer: Talk) -> tuple[list[Told], list[Told]]:
-    """One long conversation with each, turn about."""
+def turn_by_turn(ours: Talk, peer: Talk, seed: int) -> tuple[list[Told], list[Told]]:
+    """One long conversation with each, turn about, with pictures and words of its own."""
     told: tuple[list[Told], list[Told]] = ([], [])
     for turn in range(1, TURNS + 1):
-        image = picture(turn) if turn in IMAGES_AT else None
+        image = picture(100 * seed + turn) if turn in IMAGES_AT else None
         for talk, answers in zip((ours, peer), told, strict=True):
-            answers.append(talk.ask(sentence(QUESTION_WORDS, turn), image, TURN_ANSWER_TOKENS))
+            answers.append(talk.ask(sentence(QUESTION_WORDS, 100 * seed + turn), image, TURN_ANSWER_TOKENS))
     return told
+
+
+def _late_ratios(ours: Sequence[Told], peer: Sequence[Told]) -> list[float]:
+    """How many times longer the peer took to its first token, at turns 10 to 12."""
+    late = slice(9, 12)
+    return [other.first_s / one.first_s for one, other in zip(ours[late], peer[late], strict=True)]
 
 
 def long_conversation(talk: Talk) -> list[Told]:
@@ -212,8 +221,8 @@ def measure(ours: OpenAI, peer: OpenAI, model: str, own_model: str, answer_token
             results.append(many_at_once(talks, turn, answer_tokens))
         print(f"turn {turn + 1}: tokens and seconds {[results[-1] for results in told]}", flush=True)
     rates = [sum(tokens for tokens, _ in results) / sum(taken_s for _, taken_s in results) for results in told]
-    own, others = turn_by_turn(OurTalk(ours, own_model), PeerTalk(peer, model))
-    late = slice(9, 12)
+    told_in_turns = [turn_by_turn(OurTalk(ours, own_model), PeerTalk(peer, model), talk) for talk in range(TALKS)]
+    own, others = told_in_turns[-1]
     long = [told.first_s for told in long_conversation(OurTalk(ours, own_model))]
     return {
         "tokens_s": rates,
@@ -221,7 +230,7 @@ def measure(ours: OpenAI, peer: OpenAI, model: str, own_model: str, answer_token
         "throughput_ratio": rates[0] / rates[1],
         "ours_first_s": [told.first_s for told in own],
         "peer_first_s": [told.first_s for told in others],
-        "late_ratio": median([other.first_s / one.first_s for one, other in zip(own[late], others[late], strict=True)]),
+        "late_ratio": median([ratio for pair in told_in_turns for ratio in _late_ratios(*pair)]),
         "long_first_s": long,
         "long_ratio": median(long[-5:]) / median(long[1:6]),
         "ours_prompt_tokens": [told.prompt_tokens for told in own],
