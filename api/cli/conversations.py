@@ -1,18 +1,17 @@
 """`idefics-chat conversations`: look at, search, save and remove what was said."""
 
-import time
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from idefics_chat.cli.common import fail, owner_named, run_to_end, shown_progress
+from idefics_chat.cli.conversation_lines import line_of, one_line, spoken
 from idefics_chat.cli.database_options import database_command, opened_store
-from idefics_chat.conversation.messages import ImagePart, Message
 from idefics_chat.server.auth import LOCAL_OWNER
 from idefics_chat.server.settings import Settings
-from idefics_chat.storage.values import Conversation
 
 app = typer.Typer(help="Look at, search, save and remove conversations.", no_args_is_help=True)
 
@@ -23,15 +22,20 @@ Limit = Annotated[int, typer.Option("--limit", min=1, max=200, help="How many at
 @app.command("list")
 @database_command
 def list_(owner: OwnerName = LOCAL_OWNER, limit: Limit = 50, *, settings: Settings) -> None:
-    """The newest conversations."""
+    """The newest conversations: of those without a title, how the first question begins."""
     run_to_end(_list(settings, owner, limit))
 
 
 async def _list(settings: Settings, owner: str, limit: int) -> None:
     async with opened_store(settings) as store:
-        page = await store.conversations((await owner_named(store, owner)).id, limit=limit)
+        owner_id = (await owner_named(store, owner)).id
+        page = await store.conversations(owner_id, limit=limit)
+        untitled = [conversation.id for conversation in page.items if not conversation.title]
+        previews = await store.previews(owner_id, untitled)
+    console = Console()
+    width = console.width if console.is_terminal else None
     for conversation in page.items:
-        typer.echo(_line(conversation))
+        typer.echo(line_of(conversation, previews.get(conversation.id, ()), width))
     if page.has_more:
         typer.echo("There are more; raise --limit.", err=True)
 
@@ -52,9 +56,9 @@ async def _show(settings: Settings, owner: str, conversation_id: str) -> None:
     async with opened_store(settings) as store:
         conversation = await store.conversation((await owner_named(store, owner)).id, conversation_id)
         messages = await store.path(conversation.id, conversation.tip_id)
-    typer.echo(_line(conversation))
+    typer.echo(line_of(conversation))
     for message in messages:
-        typer.echo(f"{message.role}: {_spoken(message)}")
+        typer.echo(f"{message.role}: {spoken(message)}")
 
 
 @app.command()
@@ -74,7 +78,7 @@ async def _search(settings: Settings, owner: str, query: str, limit: int) -> Non
     async with opened_store(settings) as store:
         hits = await store.search((await owner_named(store, owner)).id, query, limit=limit)
     for hit in hits:
-        typer.echo(f"{hit.conversation_id}  {hit.role}: {_one_line(hit.snippet)}")
+        typer.echo(f"{hit.conversation_id}  {hit.role}: {one_line(hit.snippet)}")
 
 
 @app.command()
@@ -166,19 +170,4 @@ def restore(
 
 async def _restore(settings: Settings, owner: str, conversation_id: str) -> None:
     async with opened_store(settings) as store:
-        typer.echo(_line(await store.restore_conversation((await owner_named(store, owner)).id, conversation_id)))
-
-
-def _line(conversation: Conversation) -> str:
-    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(conversation.created_at))
-    return "  ".join(part for part in (conversation.id, made, conversation.external_key, conversation.title) if part)
-
-
-def _spoken(message: Message) -> str:
-    parts = (f"[image {part.digest[:12]}]" if isinstance(part, ImagePart) else part.text for part in message.parts)
-    return _one_line(" ".join(parts)) + ("" if message.status == "completed" else " [cut short]")
-
-
-def _one_line(text: str) -> str:
-    """Text from a user on one line of a terminal, without what would steer the terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
+        typer.echo(line_of(await store.restore_conversation((await owner_named(store, owner)).id, conversation_id)))
