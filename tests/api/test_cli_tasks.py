@@ -232,9 +232,29 @@ def test_a_batch_is_csv_in_and_out(run: Run, tmp_path: Path) -> None:
     assert "length" in first
     assert "Blue." in second
     assert "circle" in third
-    (tmp_path / "results.csv").write_text("cut off\n")
-    assert run("batch", "jobs.csv", "-o", "results.csv").exit_code == 0  # it is made of results.csv.jsonl again
-    assert (tmp_path / "results.csv").read_text().splitlines() == [head, first, second, third]
+    whole = (tmp_path / "results.csv").read_bytes()
+    for length in (0, 9, len(head) + 1, len(whole) - 9):
+        (tmp_path / "results.csv").write_bytes(whole[:length])  # cut off
+        assert run("batch", "jobs.csv", "-o", "results.csv").exit_code == 0  # it is made of results.csv.jsonl again
+        assert (tmp_path / "results.csv").read_text().splitlines() == [head, first, second, third]
+
+
+@pytest.mark.parametrize("there", [b"a,b\n1,2\n", b"line;id;task\r\n", b"lines", b"\xff"])
+def test_a_foreign_csv_file_beside_what_a_batch_has_done_is_refused_and_left_alone(
+    run: Run, tmp_path: Path, there: bytes
+) -> None:
+    (tmp_path / "jobs.jsonl").write_text(json.dumps(MIXED[0]))
+    assert run("batch", "jobs.jsonl", "-o", "mine.csv").exit_code == 0
+    made = (tmp_path / "mine.csv").read_bytes()
+    (tmp_path / "mine.csv").write_bytes(there)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    done = run("batch", "jobs.jsonl", "-o", "mine.csv", "--retry-failed")
+    assert done.exit_code == 1
+    assert "mine.csv holds something else than results" in str(done.exception)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    (tmp_path / "mine.csv").rename(tmp_path / "kept.csv")  # as it says
+    assert run("batch", "jobs.jsonl", "-o", "mine.csv").exit_code == 0
+    assert (tmp_path / "mine.csv").read_bytes() == made
 
 
 def test_a_csv_file_that_no_batch_made_is_refused_and_left_alone(run: Run, tmp_path: Path) -> None:
