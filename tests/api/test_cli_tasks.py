@@ -2,11 +2,8 @@
 
 import json
 import os
-import pty
-import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +13,10 @@ from typer.testing import CliRunner, Result
 
 from idefics_chat.cli.main import app
 from tests.api.pictures import save_pictures
-from tests.api.terminal import heed_ctrl_c
+from tests.api.terminal import COMMAND, heed_ctrl_c, on_a_terminal
 from tests.end_to_end.server_process import ServerProcess, environment
 
 CIRCLE = "A red circle on a white background."
-COMMAND = [sys.executable, "-c", "from idefics_chat.cli.main import main; main()"]
 
 Run = Callable[..., Result]
 
@@ -160,25 +156,6 @@ def test_a_terminal_gets_a_table(tmp_path: Path) -> None:
     assert "Loading" in shown
     classified = on_a_terminal([*COMMAND, "classify", "photo.png", "--categories", "cat,dog"], tmp_path)
     assert "(none of the categories)" in classified
-
-
-def on_a_terminal(command: list[str], folder: Path) -> str:
-    """What a command writes where it thinks that a person reads."""
-    leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        command, cwd=folder, stdin=follower, stdout=follower, stderr=follower, env=environment({"TERM": "xterm"})
-    )
-    os.close(follower)
-    written = b""
-    while process.poll() is None or select.select([leader], [], [], 0)[0]:
-        if select.select([leader], [], [], 0.2)[0]:
-            try:
-                written += os.read(leader, 65536)
-            except OSError:  # the other end is closed
-                break
-    process.wait(60)
-    os.close(leader)
-    return written.decode(errors="replace")
 
 
 # -- batches
