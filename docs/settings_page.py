@@ -19,7 +19,8 @@ file, and the file over the default:
 
 A list is a flag that is repeated, a variable with commas, an array in the file. `idefics-chat config show` shows every
 setting and where its value comes from, `idefics-chat config check` whether serve could start with them. A value that
-cannot be used, and a name in the file that is no setting, keeps the server from starting. Unknown names in the
+cannot be used, and a name in the file that is no setting, keeps the server from starting. The commands that open the
+database (`keys`, `owners`, `conversations`, `db`) and those that load a model take the file too. Unknown names in the
 environment are left alone: container platforms set some with the same prefix.
 
 Sizes are in bytes and times in seconds. The limits of a key's name and of an address are turned off with 0; other

@@ -32,7 +32,7 @@ from idefics_chat.server.quotas import DAY_S, Quotas
 from idefics_chat.server.settings import Settings
 from idefics_chat.server.settings_sources import shown_value
 from idefics_chat.server.start_checks import check_settings
-from idefics_chat.server.start_error import StartError
+from idefics_chat.server.start_error import DatabaseTaken, StartError
 from idefics_chat.server.state import ServerState, Services
 from idefics_chat.server.tracing import start_tracing
 from idefics_chat.server.web_server import WebServer, listen, url_of
@@ -123,9 +123,7 @@ def _alone_with(file: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise StartError(
-                f"Another server has the database {file}; stop it, or give this one another with --database."
-            ) from error
+            raise DatabaseTaken(file) from error
         yield
 
 

@@ -3,9 +3,9 @@
 And what the server does in the background: purging what was deleted long ago, removing old event logs and files.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from idefics_chat.conversation.messages import Message
+from idefics_chat.conversation.messages import Message, Part
 from idefics_chat.storage import deletion, files, lifecycle, listing, quotas, rows, search_terms
 from idefics_chat.storage.interchange import Interchange
 from idefics_chat.storage.listing import Order, State
@@ -47,6 +47,13 @@ class Library(Interchange):
         """
         async with self._read() as connection:
             return await listing.conversations(connection, owner_id, state, page_size(limit), order, after)
+
+    async def previews(self, owner_id: str, conversation_ids: Sequence[str]) -> Mapping[str, tuple[Part, ...]]:
+        """By the ids of those conversations of the owner in which a user said something, how the first such message
+        begins: at most `PREVIEW_PARTS` parts, and `PREVIEW_LETTERS` letters of each text. One query for a page of ids.
+        """
+        async with self._read() as connection:
+            return await listing.previews(connection, owner_id, conversation_ids)
 
     async def items(
         self,

@@ -4,14 +4,14 @@ A conversation's items are the path to its tip. A page in the middle of it is fo
 message is one look-up by primary key.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from sqlalchemy import Executable, bindparam, case, select, tuple_
+from sqlalchemy import Executable, Select, bindparam, case, func, literal_column, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
-from idefics_chat.conversation.messages import Message
+from idefics_chat.conversation.messages import Message, Part
 from idefics_chat.storage import rows
 from idefics_chat.storage.errors import ConversationNotFound, ItemNotFound
 from idefics_chat.storage.models import ConversationRecord, MessageRecord, PartRecord
@@ -20,6 +20,9 @@ from idefics_chat.storage.values import Conversation, Page
 
 Order = Literal["asc", "desc"]
 State = Literal["active", "archived", "deleted"]
+
+PREVIEW_PARTS, PREVIEW_LETTERS = 16, 200
+"""How many parts of a message a preview has at the most, and how much of each text."""
 
 
 def _conversations(order: Order, *, after: bool) -> Executable:
@@ -112,6 +115,31 @@ TREE = (
 )
 
 
+def _previews() -> Select[Any]:
+    """Of each conversation the beginning of its oldest message of a user: ids sort by when they were made."""
+    first = (
+        select(MessageRecord.id)
+        .where(MessageRecord.conversation_id == ConversationRecord.id, MessageRecord.role == literal_column("'user'"))
+        .order_by(MessageRecord.id)
+        .limit(1)
+        .scalar_subquery()
+    )
+    text = func.substr(PartRecord.text, 1, PREVIEW_LETTERS).label("text")
+    return (
+        select(ConversationRecord.id, PartRecord.digest, text)
+        .join(PartRecord, PartRecord.message_id == first)
+        .where(
+            ConversationRecord.owner_id == bindparam("owner_id"),
+            ConversationRecord.id.in_(bindparam("ids", expanding=True)),
+            PartRecord.position < PREVIEW_PARTS,
+        )
+        .order_by(ConversationRecord.id, PartRecord.position)
+    )
+
+
+PREVIEWS = _previews()
+
+
 async def conversations(
     connection: AsyncConnection, owner_id: str, state: State, limit: int, order: Order, after: str | None
 ) -> Page[Conversation]:
@@ -124,6 +152,16 @@ async def conversations(
         values |= {"after_at": mark.updated_at, "after_id": mark.id}
     found = (await connection.execute(CONVERSATIONS[order, after is not None], values)).all()
     return page([rows.read_conversation(row) for row in found], limit)
+
+
+async def previews(
+    connection: AsyncConnection, owner_id: str, conversation_ids: Sequence[str]
+) -> Mapping[str, tuple[Part, ...]]:
+    """By the owner's conversations, how the first message of a user begins; nothing of those that have none."""
+    found: dict[str, tuple[Part, ...]] = {}
+    for row in (await connection.execute(PREVIEWS, {"owner_id": owner_id, "ids": list(conversation_ids)})).all():
+        found[row.id] = (*found.get(row.id, ()), *rows.read_parts(row))
+    return found
 
 
 async def items(

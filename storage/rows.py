@@ -240,12 +240,15 @@ def read_messages(rows: Iterable[Any]) -> list[Message]:
     parts: dict[str, list[Part]] = {}
     for row in rows:
         heads.setdefault(row.id, row)
-        found = parts.setdefault(row.id, [])
-        if row.digest is not None:
-            found.append(ImagePart(row.digest))
-        elif row.text is not None:
-            found.append(TextPart(row.text))
+        parts.setdefault(row.id, []).extend(read_parts(row))
     return [_message(head, tuple(parts[message_id])) for message_id, head in heads.items()]
+
+
+def read_parts(row: Any) -> tuple[Part, ...]:
+    """The part that the row is joined to; none where there is none."""
+    if row.digest is not None:
+        return (ImagePart(row.digest),)
+    return () if row.text is None else (TextPart(row.text),)
 
 
 def _message(row: Any, parts: tuple[Part, ...]) -> Message:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from idefics_chat.cli.batch_files import BadFile, Journal, Json, Line, read_jobs, read_text, write_csv
+from idefics_chat.cli.batch_files import BadFile, Journal, Json, Line, check_csv, read_jobs, read_text, write_csv
 from idefics_chat.cli.common import run_to_end
 from idefics_chat.cli.task_inputs import STANDARD_INPUT
 from idefics_chat.cli.task_options import ANSWER_FLAGS, MODEL_FLAGS, TaskFlags, check_job, opened_model, task_command
@@ -171,6 +171,8 @@ def _check_output(output: Path, jobs: str) -> None:
             f"There is a file {output} already, and no {journal} of a run that made it; give another --output, "
             f"or remove {output}."
         )
+    if journal != output:
+        check_csv(output)
 
 
 def _finish(output: Path, journal: Journal, lines: list[Line], failures: list[Failure]) -> None:

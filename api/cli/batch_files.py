@@ -12,6 +12,7 @@ import csv
 import fcntl
 import hashlib
 import io
+import itertools
 import json
 import os
 import time
@@ -211,8 +212,7 @@ class Journal:
 
     def _replace(self, values: Iterable[Json]) -> None:
         """Put other lines in the place of what is there, all or nothing; the lock goes over to the new file."""
-        target = self.path.with_name(self.path.name + ".new")
-        file = os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
+        target, file = _new_file_beside(self.path)
         fcntl.flock(file, fcntl.LOCK_EX)
         with os.fdopen(os.dup(file), "wb") as stream:
             stream.writelines(json.dumps(value, ensure_ascii=False).encode() + b"\n" for value in values)
@@ -222,10 +222,39 @@ class Journal:
         self._file = file
 
 
+def _new_file_beside(path: Path) -> tuple[Path, int]:
+    """A file to write what is then put in the place of `path`, under a name that nothing has: its path and descriptor.
+    A crash may leave one behind."""
+    for number in itertools.count(1):
+        target = path.with_name(f"{path.name}.new" + (f".{number}" if number > 1 else ""))
+        with contextlib.suppress(FileExistsError):
+            return target, os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+    raise AssertionError("numbers do not end")
+
+
+def check_csv(path: Path) -> None:
+    """Whether a CSV file of results may be put there: nothing is, or one of ours, even if it was cut off. Raises
+    BadFile."""
+    head = ",".join(COLUMNS).encode() + b"\r\n"
+    try:
+        with path.open("rb") as stream:
+            begins = stream.read(len(head))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise BadFile(f"{path} cannot be read ({error.strerror}); give another --output.") from error
+    if not head.startswith(begins):
+        raise BadFile(
+            f"{path} holds something else than results of a batch and is left as it is; give it another name and run "
+            "the same command again: what is done is not run again."
+        )
+
+
 def write_csv(path: Path, records: Iterable[Json]) -> None:
-    """The results as CSV, all or nothing."""
-    target = path.with_name(path.name + ".new")
-    with target.open("w", encoding="utf-8", newline="") as stream:
+    """The results as CSV, all or nothing. Raises BadFile where there is a file of something else by now."""
+    check_csv(path)
+    target, file = _new_file_beside(path)
+    with os.fdopen(file, "w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, COLUMNS)
         writer.writeheader()
         writer.writerows(map(_row, records))

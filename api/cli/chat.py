@@ -1,6 +1,7 @@
 """`idefics-chat chat`: talk about pictures in a terminal."""
 
 import contextlib
+import shlex
 import signal
 import sys
 import time
@@ -22,9 +23,11 @@ from idefics_chat.cli.chat_lines import (
     missing_among,
     read_line,
 )
-from idefics_chat.cli.common import Database, fail, settings_of
+from idefics_chat.cli.common import fail, settings_of
+from idefics_chat.cli.database_options import Database
 from idefics_chat.cli.task_options import MODEL_FLAGS, TaskFlags, quiet_libraries, task_command
 from idefics_chat.cli.task_output import printable
+from idefics_chat.server.start_error import DatabaseTaken
 from idefics_chat.tasks.remote import ServerError
 
 HISTORY_FILE = Path("~/.idefics_chat_history")
@@ -264,13 +267,27 @@ def _address(flags: TaskFlags, database: str | None) -> Iterator[str]:
         console.print(f"Loading [bold]{settings.model}[/bold] ...")
     from idefics_chat.cli.chat_server import server_in_process
 
-    with server_in_process(settings) as url:
+    with _or_told_of_the_other(server_in_process(settings)) as url:
         yield url
 
 
+@contextlib.contextmanager
+def _or_told_of_the_other(server: contextlib.AbstractContextManager[str]) -> Iterator[str]:
+    """The server; where another one has the database, how to talk with that one."""
+    try:
+        with server as url:
+            yield url
+    except DatabaseTaken as taken:
+        fail(
+            f"Another server has the database {taken.file}; talk with that one by --server URL (serve shows it when it "
+            "is ready), or give this chat another with --database."
+        )
+
+
 def _go_on_with(flags: TaskFlags, database: str | None) -> str:
-    given = {"server": flags.server, **flags.model, "database": database}
-    return " ".join(["idefics-chat chat", *(f"--{name} {value}" for name, value in given.items() if value)])
+    given = {"server": flags.server, **flags.model, "config": flags.config, "database": database}
+    words = [word for name, value in given.items() if value for word in (f"--{name}", str(value))]
+    return shlex.join(["idefics-chat", "chat", *words])
 
 
 @contextlib.contextmanager

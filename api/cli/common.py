@@ -1,10 +1,10 @@
-"""What the commands share: the database option, settings, running to the end, progress on a terminal."""
+"""What the commands share: settings, owners by name, running to the end, progress on a terminal."""
 
 import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -17,12 +17,6 @@ from idefics_chat.server.settings import Settings
 from idefics_chat.server.settings_sources import CONFIG_VARIABLE, LoadedSettings, SettingsError, load_settings
 from idefics_chat.storage.store import Store
 from idefics_chat.storage.values import Owner
-
-Database = Annotated[
-    str | None,
-    typer.Option("--database", help="SQLite file, or an SQLAlchemy URL of SQLite. [default: ./idefics-chat.db]"),
-]
-
 
 REFRESH_S = 0.1
 
@@ -65,20 +59,6 @@ def fail(sentence: str, status: int = 1) -> NoReturn:
     raise typer.Exit(status)
 
 
-@asynccontextmanager
-async def opened_store(database: str | None, *, new: bool = False) -> AsyncIterator[Store]:
-    """The store that the option or the settings name. Exits with 1 where its file is not there, unless a `new` one may
-    be made: a path that was mistyped would look like a database with nothing in it."""
-    settings = settings_of({"database": database})
-    if not new and (path := settings.database_path()) is not None:
-        _require_file(path)
-    store = await Store.open(settings.database)
-    try:
-        yield store
-    finally:
-        await store.close()
-
-
 async def owner_named(store: Store, name: str) -> Owner:
     """The owner of that name; the local one is always there. Raises OwnerNotFound."""
     return await store.owner(name) if name == LOCAL_OWNER else await store.known_owner(name)
@@ -93,20 +73,6 @@ async def all_owners(store: Store) -> AsyncIterator[Owner]:
         if not page.has_more:
             return
         page = await store.owners(after=page.items[-1].name)
-
-
-def database_file(database: str | None) -> Path:
-    """The database's file, which must be there. Exits with 1 otherwise."""
-    path = settings_of({"database": database}).database_path()
-    if path is None:
-        fail("The database is not named by a file; give its path with --database.")
-    _require_file(path)
-    return path
-
-
-def _require_file(path: Path) -> None:
-    if not path.is_file():
-        fail(f"There is no database file {path}; give its path with --database.")
 
 
 @contextmanager

@@ -5,8 +5,10 @@ from typing import Annotated
 
 import typer
 
-from idefics_chat.cli.common import Database, all_owners, fail, opened_store, owner_named, run_to_end
+from idefics_chat.cli.common import all_owners, fail, owner_named, run_to_end
+from idefics_chat.cli.database_options import database_command, opened_store
 from idefics_chat.server.auth import SCOPES, key_hash, make_key
+from idefics_chat.server.settings import Settings
 from idefics_chat.storage.errors import InvalidExpiry, InvalidName
 from idefics_chat.storage.key_rules import check_expiry, check_name
 from idefics_chat.storage.values import Key
@@ -19,13 +21,15 @@ Name = Annotated[str, typer.Argument(help="Whose key it is: each name is an owne
 
 
 @app.command()
+@database_command
 def create(
     name: Name,
     expires_in_days: Annotated[float | None, typer.Option(help="For how long; without, for good.")] = None,
     scope: Annotated[
         list[str] | None, typer.Option(help="chat, read or metrics; repeat for more. Without, all that NAME may do.")
     ] = None,
-    database: Database = None,
+    *,
+    settings: Settings,
 ) -> None:
     """Make a key for NAME and print it, this once: only its hash is kept."""
     if unknown := set(scope or ()) - set(SCOPES):
@@ -38,11 +42,11 @@ def create(
             check_expiry(expires_at, now_s)
     except (InvalidName, InvalidExpiry) as error:
         raise typer.BadParameter(str(error)) from None
-    run_to_end(_create(database, name, expires_at, tuple(scope or ())))
+    run_to_end(_create(settings, name, expires_at, tuple(scope or ())))
 
 
-async def _create(database: str | None, name: str, expires_at: float | None, scopes: tuple[str, ...]) -> None:
-    async with opened_store(database, new=True) as store:
+async def _create(settings: Settings, name: str, expires_at: float | None, scopes: tuple[str, ...]) -> None:
+    async with opened_store(settings, new=True) as store:
         owner = await store.owner(name)
         key = make_key()
         await store.add_key(owner.id, key_hash(key), name, scopes=scopes, expires_at=expires_at)
@@ -50,16 +54,18 @@ async def _create(database: str | None, name: str, expires_at: float | None, sco
 
 
 @app.command("list")
+@database_command
 def list_(
     name: Annotated[str | None, typer.Argument(help="Whose keys; those of all names without.")] = None,
-    database: Database = None,
+    *,
+    settings: Settings,
 ) -> None:
     """The keys of NAME, or all, with those that no longer work; the keys themselves are kept nowhere."""
-    run_to_end(_list(database, name))
+    run_to_end(_list(settings, name))
 
 
-async def _list(database: str | None, name: str | None) -> None:
-    async with opened_store(database) as store:
+async def _list(settings: Settings, name: str | None) -> None:
+    async with opened_store(settings) as store:
         owners = [await owner_named(store, name)] if name is not None else [one async for one in all_owners(store)]
         for owner in owners:
             for key in await store.keys(owner.id):
@@ -67,13 +73,14 @@ async def _list(database: str | None, name: str | None) -> None:
 
 
 @app.command()
-def revoke(name: Name, database: Database = None) -> None:
+@database_command
+def revoke(name: Name, *, settings: Settings) -> None:
     """End the keys of NAME, at once; its conversations stay."""
-    run_to_end(_revoke(database, name))
+    run_to_end(_revoke(settings, name))
 
 
-async def _revoke(database: str | None, name: str) -> None:
-    async with opened_store(database) as store:
+async def _revoke(settings: Settings, name: str) -> None:
+    async with opened_store(settings) as store:
         count = await store.revoke_key((await owner_named(store, name)).id, name)
     typer.echo(f"1 key of {name} was revoked." if count == 1 else f"{count} keys of {name} were revoked.")
 

@@ -4,7 +4,9 @@ from typing import Annotated
 
 import typer
 
-from idefics_chat.cli.common import Database, all_owners, opened_store, owner_named, run_to_end
+from idefics_chat.cli.common import all_owners, owner_named, run_to_end
+from idefics_chat.cli.database_options import database_command, opened_store
+from idefics_chat.server.settings import Settings
 from idefics_chat.storage.values import Limits, Owner, Usage
 
 app = typer.Typer(help="Owners of conversations, and their quotas.", no_args_is_help=True)
@@ -13,33 +15,36 @@ Quota = Annotated[int | None, typer.Option(min=0, help="At most so many; 0 is no
 
 
 @app.command("list")
-def list_(database: Database = None) -> None:
+@database_command
+def list_(*, settings: Settings) -> None:
     """All owners with what they have, and may have."""
-    run_to_end(_list(database))
+    run_to_end(_list(settings))
 
 
-async def _list(database: str | None) -> None:
-    async with opened_store(database) as store:
+async def _list(settings: Settings) -> None:
+    async with opened_store(settings) as store:
         async for owner in all_owners(store):
             typer.echo(_line(owner, await store.usage(owner.id)))
 
 
 @app.command()
+@database_command
 def quota(
     name: Annotated[str, typer.Argument(help="The owner's name: the one its keys were made for.")],
     conversations: Quota = None,
     messages: Quota = None,
     image_bytes: Quota = None,
-    database: Database = None,
+    *,
+    settings: Settings,
 ) -> None:
     """Set how much an owner may have, and show it. What is over a new quota stays; more is refused."""
     run_to_end(
-        _quota(database, name, {"conversations": conversations, "messages": messages, "image_bytes": image_bytes})
+        _quota(settings, name, {"conversations": conversations, "messages": messages, "image_bytes": image_bytes})
     )
 
 
-async def _quota(database: str | None, name: str, given: dict[str, int | None]) -> None:
-    async with opened_store(database) as store:
+async def _quota(settings: Settings, name: str, given: dict[str, int | None]) -> None:
+    async with opened_store(settings) as store:
         owner = await owner_named(store, name)
         usage = await store.usage(owner.id)
         if any(value is not None for value in given.values()):

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from idefics_chat.cli.common import Config, fail, settings_of
+from idefics_chat.cli.task_progress import WaitTeller
 from idefics_chat.conversation.errors import InvalidTask
 from idefics_chat.inference.errors import InvalidSampling
 from idefics_chat.server.engine_loading import use_threads
@@ -142,9 +143,10 @@ def _by_its_flag(sentence: str, param: str | None) -> str:
 
 @asynccontextmanager
 async def opened_model(flags: TaskFlags) -> AsyncIterator[AsyncModel]:
-    """The model that the flags name. What is going on is said on standard error, on a terminal."""
+    """The model that the flags name. What is going on is said on standard error: on a terminal, and
+    where a server asks to wait."""
     if flags.server:
-        async with open_remote(flags.server, flags.key) as model:
+        async with open_remote(flags.server, flags.key, WaitTeller()) as model:
             yield model
         return
     settings = settings_of(flags.model, flags.config)

@@ -1,6 +1,9 @@
-"""A bar with the rate and the time left, on a terminal; and one way to run jobs under it."""
+"""A bar with the rate and the time left, on a terminal; what a server has tasks wait for; and one way to run jobs."""
 
 import asyncio
+import math
+import sys
+import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager
 
@@ -9,11 +12,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from idefics_chat.cli.task_output import printable
 from idefics_chat.inference.errors import EngineStopped
 from idefics_chat.inference.task_runner import Job, Key, TaskResult, run_all
 from idefics_chat.tasks.remote import ServerError
 
 INTERRUPTED = 130
+QUIET_S = 30.0
+"""A server that asks to wait again and again is told of so often."""
 
 
 class _Rate(ProgressColumn):
@@ -30,6 +36,33 @@ def progress_bar(what: str, total: int, done: int = 0) -> Iterator[Callable[[], 
     with Progress(*columns, console=console, transient=True, disable=hidden) as bars:
         task = bars.add_task(what, total=total, completed=done)
         yield lambda: bars.advance(task)
+
+
+class WaitTeller:
+    """Says on standard error that a server asks to wait, and why: once a wait, however many tasks are in it. A bar on
+    the terminal stays below it."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._quiet_until_s: dict[str, float] = {}
+
+    def __call__(self, refusal: ServerError) -> None:
+        now_s = self._clock()
+        if now_s < self._quiet_until_s.get(refusal.code, -math.inf):
+            return
+        self._quiet_until_s[refusal.code] = now_s + max(QUIET_S, refusal.retry_after_s or 0)
+        reason = " ".join(printable(str(refusal).partition(";")[0]).split()).rstrip(".")
+        # By Python's own stream: a bar takes its place, and makes room for the line.
+        sys.stderr.write(f"{reason}; waiting{_how_long(refusal.retry_after_s)}.\n")
+        sys.stderr.flush()
+
+
+def _how_long(seconds: float | None) -> str:
+    """For people: in the unit in which the number is small."""
+    if seconds is None:
+        return ""
+    unit_s, unit = next(((s, name) for s, name in ((3600, "h"), (60, "min")) if seconds > 2 * s), (1, "s"))
+    return f" {math.ceil(seconds / unit_s)} {unit}"
 
 
 async def results_of(

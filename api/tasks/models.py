@@ -14,7 +14,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from idefics_chat.conversation.images import ImageLimits
 from idefics_chat.inference.task_runner import Order, TaskResult, TaskRunner
 from idefics_chat.server.settings import Settings
-from idefics_chat.tasks.remote import RemoteRunner
+from idefics_chat.tasks.remote import OnWait, RemoteRunner
 
 T = TypeVar("T")
 
@@ -91,13 +91,13 @@ async def _in_daemon_thread(work: Callable[[], T]) -> T:
 
 
 @contextlib.asynccontextmanager
-async def open_remote(url: str, key: str | None = None) -> AsyncIterator[AsyncModel]:
-    """Ask a server for its model.
+async def open_remote(url: str, key: str | None = None, on_wait: OnWait | None = None) -> AsyncIterator[AsyncModel]:
+    """Ask a server for its model. `on_wait` hears of every refusal after which a task waits.
 
     Raises:
         ServerError: it cannot be reached, or refuses.
     """
-    async with RemoteRunner(url, key) as runner:
+    async with RemoteRunner(url, key, on_wait) as runner:
         yield AsyncModel(await runner.model_name(), runner, ImageLimits())
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from types import TracebackType
@@ -24,30 +25,67 @@ CONNECT_TIMEOUT_S = 10.0
 RETRIES = 3
 """How often a request is sent again where the connection broke before the answer: a task changes nothing."""
 
-BUSY = {429, 503}
+TOO_MUCH, BUSY = 429, 503
+LONGEST_WAIT_S = 60.0
+"""How long at most to heed a server that names a time: its limits may be raised meanwhile."""
+
+_SECONDS = re.compile("[0-9]{1,9}")
 
 
 class ServerError(Exception):
     """A server that cannot be reached or that refused; the message is its sentence, `code` its code, `param` the place
-    in the request that it is about."""
+    in the request that it is about, `retry_after_s` when it asks to come again."""
 
-    def __init__(self, code: str, message: str, status: int = 0, param: str | None = None) -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        status: int = 0,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.status = status
         self.param = param
+        self.retry_after_s = retry_after_s
 
     @property
     def ends_all(self) -> bool:
         """Whether the next request would meet the same: nobody there, going down, or no key."""
         return self.status in (0, 401, 403) or self.code in ("server_stopping", "unknown_url")
 
+    @property
+    def asks_to_wait(self) -> bool:
+        """Whether the same request may be served later."""
+        return self.status in (TOO_MUCH, BUSY) and self.code != "server_stopping"
+
+    @property
+    def pause_s(self) -> float:
+        """After how long to ask again: when a limit allows it; a place in a queue may be free much sooner than it is
+        foretold, so that it is asked for as often as in this process."""
+        if self.status != TOO_MUCH:
+            return LONGEST_PAUSE_S
+        return min(LONGEST_WAIT_S, max(LONGEST_PAUSE_S, self.retry_after_s or 0))
+
+
+OnWait = Callable[[ServerError], None]
+"""Hears of every refusal after which a task waits."""
+
 
 class RemoteRunner:
     """Asks one server. An async context manager."""
 
-    def __init__(self, url: str, key: str | None = None, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        on_wait: OnWait | None = None,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
         self.url = base_url(url)
+        self._on_wait = on_wait or (lambda _: None)
         self._client = httpx.AsyncClient(
             base_url=self.url,
             headers={"authorization": f"Bearer {key}"} if key else {},
@@ -88,13 +126,15 @@ class RemoteRunner:
                     TaskObject.model_validate(await self._asked("POST", f"/v1/tasks/{order.task.name}", body))
                 )
             except ServerError as error:
-                if not (patient and error.status in BUSY and error.code != "server_stopping"):
+                if not (patient and error.asks_to_wait):
                     raise
+                refusal = error
             except ValidationError as error:
                 raise ServerError(
                     "server_error", f"{self.url} gave an answer that is none; is it idefics-chat?"
                 ) from error
-            await asyncio.sleep(LONGEST_PAUSE_S)
+            self._on_wait(refusal)
+            await asyncio.sleep(refusal.pause_s)
 
     async def _asked(self, method: str, path: str, body: Json | None = None) -> Json:
         for attempt in range(RETRIES):
@@ -111,10 +151,18 @@ class RemoteRunner:
             if answer.is_success:
                 return value
             error_body = value["error"]
-            raise ServerError(str(error_body["code"]), str(error_body["message"]), answer.status_code)
+            code, message = str(error_body["code"]), str(error_body["message"])
+            raise ServerError(code, message, answer.status_code, retry_after_s=_retry_after_s(answer))
         except (ValueError, KeyError, TypeError):
             sentence = f"{self.url} answered with status {answer.status_code} and no reason; is it idefics-chat?"
-            raise ServerError("server_error", sentence, answer.status_code) from None
+            wait_s = _retry_after_s(answer)
+            raise ServerError("server_error", sentence, answer.status_code, retry_after_s=wait_s) from None
+
+
+def _retry_after_s(answer: httpx.Response) -> float | None:
+    """What the answer's Retry-After says (RFC 9110, section 10.2.3), where it is a number of seconds."""
+    said = answer.headers.get("retry-after", "").strip()
+    return float(said) if _SECONDS.fullmatch(said) else None
 
 
 def base_url(url: str) -> str:

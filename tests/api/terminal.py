@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -96,3 +97,22 @@ class Terminal:
             self.process.kill()
             self.process.wait(30)
         os.close(self._leader)
+
+
+def on_a_terminal(command: Sequence[str], folder: Path) -> str:
+    """What a command writes where it thinks that a person reads."""
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        command, cwd=folder, stdin=follower, stdout=follower, stderr=follower, env=environment({"TERM": "xterm"})
+    )
+    os.close(follower)
+    written = b""
+    while process.poll() is None or select.select([leader], [], [], 0)[0]:
+        if select.select([leader], [], [], 0.2)[0]:
+            try:
+                written += os.read(leader, 65536)
+            except OSError:  # the other end is closed
+                break
+    process.wait(60)
+    os.close(leader)
+    return written.decode(errors="replace")

@@ -153,6 +153,28 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         raise AssertionError("it was opened")
 
 
+def test_a_csv_file_that_came_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "results.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(BadFile, match="something else"):
+        write_csv(tmp_path / "results.csv", [])
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["a,b\n1,2\n"]
+
+
+def test_files_that_stand_under_the_name_of_a_new_one_are_left_alone(tmp_path: Path) -> None:
+    for name in ("results.jsonl.new", "results.jsonl.new.2", "results.csv.new"):
+        (tmp_path / name).write_text("mine")
+    with journal(tmp_path) as first:
+        first.write({"error": {"code": "invalid_image", "message": "No."}}, LINES[0])
+        first.forget_failures()
+        write_csv(tmp_path / "results.csv", [{"line": 1, "text": "a"}])
+    assert {path.name for path in tmp_path.iterdir() if path.read_text() == "mine"} == {
+        "results.jsonl.new",
+        "results.jsonl.new.2",
+        "results.csv.new",
+    }
+    assert len(list(tmp_path.iterdir())) == 5
+
+
 def test_csv_results_hold_texts_of_any_kind(tmp_path: Path) -> None:
     usage = {"input_tokens": 4, "output_tokens": 9}
     records = [

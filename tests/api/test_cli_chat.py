@@ -119,12 +119,13 @@ def test_on_a_terminal_pictures_are_dropped_and_answers_are_cut_short(tmp_path: 
         assert terminal.status() == 0
     assert "Traceback" not in terminal.shown
     assert QUESTION in (tmp_path / ".idefics_chat_history").read_text()
-    with Terminal(tmp_path, "--database", "mine.db", "--conversation", "last", "What shape is it?") as later:
+    (tmp_path / "mine.toml").write_text('database = "mine.db"\n')
+    with Terminal(tmp_path, "--config", "mine.toml", "--conversation", "last", "What shape is it?") as later:
         later.wait_for("Red.")
         later.wait_for("circle.")
         later.wait_for("> ")
         later.press(CTRL_D)
-        later.wait_for("Go on later")
+        later.wait_for("Go on later: idefics-chat chat --config mine.toml --conversation conv_")
         assert later.status() == 0
     assert "Traceback" not in later.shown
 

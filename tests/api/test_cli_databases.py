@@ -1,5 +1,7 @@
 """Commands that look into a database: a path that was mistyped is said, not answered with an empty database."""
 
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,16 @@ READING = [
     "conversations delete conv_1",
     "conversations restore conv_1",
 ]
+
+
+CARE = ["db check", "db backup {folder}/copy.db", "db vacuum", "db stats"]
+MAKING = ["keys create ann", "conversations import {folder}/archive.zip", "db upgrade", "db restore {folder}/backup.db"]
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("IDEFICS_CHAT_")]:
+        monkeypatch.delenv(name)
 
 
 @pytest.mark.parametrize("scheme", ["", "sqlite:///"])
@@ -61,3 +73,80 @@ def test_revoked_keys_are_counted(tmp_path: Path, count: int, said: str) -> None
     for _ in range(count):
         CliRunner().invoke(app, ["keys", "create", "ann", *database])
     assert CliRunner().invoke(app, ["keys", "revoke", "ann", *database]).output == f"{said}\n"
+
+
+# -- where the database is named
+
+
+def list_keys(*arguments: str) -> str:
+    """What `keys list` says of the database that it was led to."""
+    done = CliRunner().invoke(app, ["keys", "list", *arguments])
+    assert done.exit_code == 0, done.output
+    return done.output.split()[-1]
+
+
+def test_a_flag_wins_over_the_environment_the_environment_over_the_file_the_file_over_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, file in (("default", "idefics-chat.db"), ("file", "f.db"), ("environment", "e.db"), ("flag", "g.db")):
+        assert CliRunner().invoke(app, ["keys", "create", name, "--database", file]).exit_code == 0
+    (tmp_path / "chat.toml").write_text('database = "f.db"\nport = 9000\n')
+    assert list_keys() == "default"
+    assert list_keys("--config", "chat.toml") == "file"
+    monkeypatch.setenv("IDEFICS_CHAT_CONFIG", "chat.toml")
+    assert list_keys() == "file"
+    monkeypatch.setenv("IDEFICS_CHAT_DATABASE", "e.db")
+    assert list_keys("--config", "chat.toml") == "environment"
+    assert list_keys("--config", "chat.toml", "--database", "g.db") == "flag"
+
+
+@pytest.mark.parametrize("words", [*READING, *CARE])
+def test_every_command_that_reads_goes_to_the_database_of_the_file(tmp_path: Path, words: str) -> None:
+    config = tmp_path / "chat.toml"
+    config.write_text(f'database = "{tmp_path}/elsewhere.db"\n')
+    done = CliRunner().invoke(app, [*words.format(folder=tmp_path).split(), "--config", str(config)])
+    assert done.exit_code == 1, done.output
+    assert done.stderr.startswith(f"error: There is no database file {tmp_path}/elsewhere.db; ")
+    assert "--database" in done.stderr
+    assert "--config" in done.stderr
+
+
+@pytest.mark.parametrize("words", MAKING)
+def test_every_command_that_makes_a_database_makes_that_of_the_file(tmp_path: Path, words: str) -> None:
+    backup, archive = str(tmp_path / "backup.db"), str(tmp_path / "archive.zip")
+    assert CliRunner().invoke(app, ["keys", "create", "ann", "--database", backup]).exit_code == 0
+    exported = CliRunner().invoke(app, ["conversations", "export", archive, "--database", backup, "--owner", "ann"])
+    assert exported.exit_code == 0, exported.output
+    config = tmp_path / "chat.toml"
+    config.write_text(f'database = "{tmp_path}/elsewhere.db"\n')
+    done = CliRunner().invoke(app, [*words.format(folder=tmp_path).split(), "--config", str(config)])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "elsewhere.db").is_file()
+
+
+@pytest.mark.parametrize("written", ["databse = 'x.db'", "database = [", "port = 'many'", None])
+@pytest.mark.parametrize("words", [*READING, *CARE, *MAKING])
+def test_a_file_that_serve_refuses_is_refused_with_the_same_words(
+    tmp_path: Path, words: str, written: str | None
+) -> None:
+    config = tmp_path / "chat.toml"
+    if written is not None:
+        config.write_text(written)
+    refused = CliRunner().invoke(app, ["serve", "--config", str(config)])
+    done = CliRunner().invoke(app, [*words.format(folder=tmp_path).split(), "--config", str(config)])
+    assert (done.exit_code, done.stderr) == (refused.exit_code, refused.stderr)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: setting ")
+
+
+def test_a_chat_whose_database_a_server_has_is_led_to_that_server(tmp_path: Path) -> None:
+    database = tmp_path / "chat.db"
+    assert CliRunner().invoke(app, ["db", "upgrade", "--database", str(database)]).exit_code == 0
+    with database.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = CliRunner().invoke(app, ["chat", "--database", str(database)], input="Hi\n")
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"error: Another server has the database {database}; ")
+    assert "--server URL" in done.stderr
+    assert "--database" in done.stderr

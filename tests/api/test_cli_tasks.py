@@ -2,11 +2,8 @@
 
 import json
 import os
-import pty
-import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +13,10 @@ from typer.testing import CliRunner, Result
 
 from idefics_chat.cli.main import app
 from tests.api.pictures import save_pictures
-from tests.api.terminal import heed_ctrl_c
+from tests.api.terminal import COMMAND, heed_ctrl_c, on_a_terminal
 from tests.end_to_end.server_process import ServerProcess, environment
 
 CIRCLE = "A red circle on a white background."
-COMMAND = [sys.executable, "-c", "from idefics_chat.cli.main import main; main()"]
 
 Run = Callable[..., Result]
 
@@ -162,25 +158,6 @@ def test_a_terminal_gets_a_table(tmp_path: Path) -> None:
     assert "(none of the categories)" in classified
 
 
-def on_a_terminal(command: list[str], folder: Path) -> str:
-    """What a command writes where it thinks that a person reads."""
-    leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        command, cwd=folder, stdin=follower, stdout=follower, stderr=follower, env=environment({"TERM": "xterm"})
-    )
-    os.close(follower)
-    written = b""
-    while process.poll() is None or select.select([leader], [], [], 0)[0]:
-        if select.select([leader], [], [], 0.2)[0]:
-            try:
-                written += os.read(leader, 65536)
-            except OSError:  # the other end is closed
-                break
-    process.wait(60)
-    os.close(leader)
-    return written.decode(errors="replace")
-
-
 # -- batches
 
 MIXED = [
@@ -232,9 +209,29 @@ def test_a_batch_is_csv_in_and_out(run: Run, tmp_path: Path) -> None:
     assert "length" in first
     assert "Blue." in second
     assert "circle" in third
-    (tmp_path / "results.csv").write_text("cut off\n")
-    assert run("batch", "jobs.csv", "-o", "results.csv").exit_code == 0  # it is made of results.csv.jsonl again
-    assert (tmp_path / "results.csv").read_text().splitlines() == [head, first, second, third]
+    whole = (tmp_path / "results.csv").read_bytes()
+    for length in (0, 9, len(head) + 1, len(whole) - 9):
+        (tmp_path / "results.csv").write_bytes(whole[:length])  # cut off
+        assert run("batch", "jobs.csv", "-o", "results.csv").exit_code == 0  # it is made of results.csv.jsonl again
+        assert (tmp_path / "results.csv").read_text().splitlines() == [head, first, second, third]
+
+
+@pytest.mark.parametrize("there", [b"a,b\n1,2\n", b"line;id;task\r\n", b"lines", b"\xff"])
+def test_a_foreign_csv_file_beside_what_a_batch_has_done_is_refused_and_left_alone(
+    run: Run, tmp_path: Path, there: bytes
+) -> None:
+    (tmp_path / "jobs.jsonl").write_text(json.dumps(MIXED[0]))
+    assert run("batch", "jobs.jsonl", "-o", "mine.csv").exit_code == 0
+    made = (tmp_path / "mine.csv").read_bytes()
+    (tmp_path / "mine.csv").write_bytes(there)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    done = run("batch", "jobs.jsonl", "-o", "mine.csv", "--retry-failed")
+    assert done.exit_code == 1
+    assert "mine.csv holds something else than results" in str(done.exception)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    (tmp_path / "mine.csv").rename(tmp_path / "kept.csv")  # as it says
+    assert run("batch", "jobs.jsonl", "-o", "mine.csv").exit_code == 0
+    assert (tmp_path / "mine.csv").read_bytes() == made
 
 
 def test_a_csv_file_that_no_batch_made_is_refused_and_left_alone(run: Run, tmp_path: Path) -> None:

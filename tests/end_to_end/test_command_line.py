@@ -43,7 +43,7 @@ def test_conversations_are_listed_shown_and_searched_while_the_server_runs(talke
     server, conversation = talked
     listed = command(server.database, "conversations", "list")
     assert conversation in listed
-    assert "telegram:42" in listed
+    assert listed.rstrip().endswith("  telegram:42  What is in this image? [image]")
     shown = command(server.database, "conversations", "show", conversation).splitlines()
     assert shown[1].startswith("user: What is in this image? [image ")
     assert "red circle" in shown[2]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from idefics_chat.conversation.messages import Message, TextPart
+from idefics_chat.conversation.messages import ImagePart, Message, TextPart
 from idefics_chat.storage import listing, tree, turns
 from idefics_chat.storage.errors import ConversationNotFound, ImageNotFound, ItemNotFound
 from idefics_chat.storage.store import Store
@@ -143,6 +143,57 @@ async def test_a_limit_is_kept_between_one_and_the_most(store, owner):
         await store.create_conversation(owner.id, id=f"conv_{number}")
     assert len((await store.conversations(owner.id, limit=0)).items) == 1
     assert len((await store.conversations(owner.id, limit=10**9)).items) == 3
+
+
+async def test_a_preview_is_how_the_first_message_of_a_user_begins(store, owner, talk):
+    image = talk.image()
+    for name in ("asked", "shown", "told", "unasked", "empty"):
+        await store.create_conversation(owner.id, id=name)
+    first = await talk.turn(store, owner, "asked", text="What is this?")
+    await talk.turn(store, owner, "asked", first.output_id, text="And this?")
+    shown = Message("msg_shown", "user", (ImagePart(image.digest), TextPart("Look: " + "x" * 900)))
+    await store.add_items(owner.id, "shown", [shown], [image])
+    rules = Message("msg_a", "system", (TextPart("Be brief."),))
+    await store.add_items(owner.id, "told", [rules, Message("msg_b", "user", (TextPart("Hi"),), "msg_a")], [])
+    await store.add_items(owner.id, "unasked", [Message("msg_c", "assistant", (TextPart("Hello"),))], [])
+    bob = await store.owner("bob")
+    await store.create_conversation(bob.id, id="of bob")
+    await talk.turn(store, bob, "of bob")
+    asked = ["asked", "shown", "told", "unasked", "empty", "of bob", "nowhere"]
+    assert await store.previews(owner.id, asked) == {
+        "asked": (TextPart("What is this?"),),
+        "shown": (ImagePart(image.digest), TextPart("Look: " + "x" * 194)),
+        "told": (TextPart("Hi"),),
+    }
+    assert await store.previews(owner.id, []) == {}
+    await store.delete_item(owner.id, "asked", first.input_ids[0])
+    assert await store.previews(owner.id, ["asked"]) == {"asked": (TextPart("And this?"),)}
+
+
+async def test_a_preview_of_many_parts_is_cut(store, owner):
+    await store.create_conversation(owner.id, id="c")
+    await store.add_items(owner.id, "c", [Message("msg_1", "user", tuple(TextPart(str(n)) for n in range(100)))], [])
+    assert len((await store.previews(owner.id, ["c"]))["c"]) == listing.PREVIEW_PARTS
+
+
+async def test_previews_of_a_page_are_one_query_and_cost_nothing_for_what_was_said_later(store, owner):
+    costs = []
+    for name, count in (("short", 2), ("long", 2_000)):
+        ids = [f"{name}_{number}" for number in range(5)]
+        for conversation_id in ids:
+            await store.create_conversation(owner.id, id=conversation_id)
+            await add_chain(store, owner, conversation_id, count)
+
+        async def read(connection, ids=ids):
+            queries = []
+            driver = (await connection.get_raw_connection()).driver_connection
+            await driver.set_trace_callback(queries.append)
+            assert len(await listing.previews(connection, owner.id, ids)) == 5
+            await driver.set_trace_callback(None)
+            assert len([query for query in queries if query.startswith("SELECT")]) == 1
+
+        costs.append(await steps(store, read))
+    assert costs[1] <= 1.5 * costs[0]
 
 
 async def steps(store, work) -> int:

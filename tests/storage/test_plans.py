@@ -98,6 +98,17 @@ async def test_conversations_are_read_in_the_order_of_their_index(store, databas
     assert ("(updated_at,id)" in step) == after  # it begins at the mark, and nothing is sorted
 
 
+async def test_previews_are_looked_up_conversation_by_conversation(store, database):
+    compiled = listing.PREVIEWS.compile(dialect=sqlite.dialect(paramstyle="named"))
+    asked = compiled.construct_expanded_state({"owner_id": "owner_1", "ids": ["conv_1", "conv_2"]})
+    connection = sqlite3.connect(database)
+    steps = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {asked.statement}", asked.parameters)]
+    connection.close()
+    assert not [step for step in steps if step.startswith("SCAN")]
+    assert [step for step in steps if "ix_messages_conversation_id_id (conversation_id=?)" in step]
+    assert not [step for step in steps if "TEMP B-TREE" in step and "LAST TERM" not in step]
+
+
 @pytest.mark.parametrize("purpose", [False, True])
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("order", ["asc", "desc"])
