@@ -62,6 +62,19 @@ def keep_settings(args: argparse.Namespace) -> None:
     kept.write_text(json.dumps(told) + "\n")
 
 
+def keep_processor(folder: Path, go_on_from: Path | None, taught: bool) -> None:
+    """Has tokenizer and processor lie in the folder: those there are, those of the weights to start from, or new ones.
+    Raises SystemExit where there are none any more for what was `taught`: another tokenizer's ids mean other words."""
+    if (folder / "tokenizer.json").exists():
+        return
+    if taught:
+        raise SystemExit(f"{folder} lacks the tokenizer that text was taught with; put it back, or begin anew.")
+    if go_on_from:
+        AutoProcessor.from_pretrained(go_on_from).save_pretrained(folder)  # type: ignore[no-untyped-call]
+    else:
+        save_processor(folder)
+
+
 def pick_device(name: str) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
@@ -116,11 +129,7 @@ def main() -> None:
     keep_settings(args)
     excluded = HELD_OUT if args.hold_out else frozenset()
     pool_path, text_path = args.output / "pictures.npy", args.output / "text.pt"
-    if not (args.output / "checkpoint" / "tokenizer.json").exists():
-        if args.go_on_from:  # another tokenizer's ids would mean other words
-            AutoProcessor.from_pretrained(args.go_on_from).save_pretrained(args.output / "checkpoint")  # type: ignore[no-untyped-call]
-        else:
-            save_processor(args.output / "checkpoint")
+    keep_processor(args.output / "checkpoint", args.go_on_from, taught=text_path.exists())
     tokenizer = AutoTokenizer.from_pretrained(args.output / "checkpoint")
     model = seen_model(args, pool_path, device)
     model.load_state_dict({n: p.to(torch.bfloat16).float() for n, p in model.state_dict().items()})
