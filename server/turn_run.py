@@ -33,6 +33,7 @@ from idefics_chat.storage.errors import StorageError
 from idefics_chat.storage.values import Event, FinishedResponse
 
 FLUSH_INTERVAL_S = 0.25
+"""Between two flushes of a growing answer. All answers flush at the same moments, so that they share a commit."""
 
 _ENDINGS: dict[str, tuple[FinalStatus, str | None]] = {
     "stop": ("completed", None),
@@ -212,8 +213,9 @@ class TurnRun:
         """Until `ended`; a flush under way is never broken off, or its events would be written twice. Failing to
         flush does not end the answer: what is not flushed is committed at the end, or that fails too."""
         while not ended.is_set():
+            now = asyncio.get_running_loop().time()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(FLUSH_INTERVAL_S):
+                async with asyncio.timeout_at(now + FLUSH_INTERVAL_S - now % FLUSH_INTERVAL_S):
                     await ended.wait()
             with contextlib.suppress(StorageError):
                 await self._flush()

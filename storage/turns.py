@@ -29,7 +29,7 @@ from idefics_chat.storage.models import (
     PartRecord,
     ResponseRecord,
 )
-from idefics_chat.storage.prepared import ConstraintError, Prepared
+from idefics_chat.storage.prepared import ConstraintError, Prepared, PreparedRows
 from idefics_chat.storage.values import Conversation, Event, FinishedResponse, NewResponse, ResponseRow, StoredImage
 
 _IN_PROGRESS: ColumnClause[str] = literal_column(
@@ -71,9 +71,9 @@ DIGESTS_OF = Prepared(
     select(PartRecord.digest).where(PartRecord.message_id == bindparam("id"), PartRecord.digest.is_not(None))
 )
 _ADD_RESPONSE = Prepared(insert(ResponseRecord))
-_ADD_EVENTS = Prepared(insert(EventRecord))
-_ADD_MESSAGES = Prepared(insert(MessageRecord))
-_ADD_PARTS = Prepared(insert(PartRecord), ["message_id", "position", "digest", "text"])
+_ADD_EVENTS = PreparedRows(EventRecord)
+_ADD_MESSAGES = PreparedRows(MessageRecord)
+_ADD_PARTS = PreparedRows(PartRecord, ("message_id", "position", "digest", "text"))
 MOVE_TIP = Prepared(
     update(ConversationRecord)
     .where(ConversationRecord.id == bindparam("of"))
@@ -198,11 +198,11 @@ def add_messages(
         return
     values = [rows.message_values(message, conversation_id, places[message.id]) for message in messages]
     try:
-        _ADD_MESSAGES.run_each(connection, values)
+        _ADD_MESSAGES.add(connection, values)
     except ConstraintError as error:
         raise AlreadyExists("item", ", ".join(message.id for message in messages)) from error
     parts = [part for message in messages for part in rows.part_values(message)]
-    _ADD_PARTS.run_each(connection, parts)
+    _ADD_PARTS.add(connection, parts)
 
 
 def add_events(connection: Connection, response_id: str, events: Sequence[Event], *, expected: int) -> None:
@@ -211,7 +211,7 @@ def add_events(connection: Connection, response_id: str, events: Sequence[Event]
         if event.sequence_number != number:
             raise EventOutOfOrder(response_id, number, event.sequence_number)
     if events:
-        _ADD_EVENTS.run_each(connection, rows.event_values(response_id, events))
+        _ADD_EVENTS.add(connection, rows.event_values(response_id, events))
 
 
 def require_idle(connection: Connection, conversation_id: str) -> None:
