@@ -16,14 +16,14 @@ from idefics_chat.storage.values import Conversation, Owner
 
 OWNER_ID_BYTES = 12
 
-OWNER_BY_NAME = select(OwnerRecord.id, OwnerRecord.name).where(OwnerRecord.name == bindparam("name"))
+OWNER_BY_NAME = Prepared(select(OwnerRecord.id, OwnerRecord.name).where(OwnerRecord.name == bindparam("name")))
 OWNERS = (
     select(OwnerRecord.id, OwnerRecord.name)
     .where(OwnerRecord.name > bindparam("after"))
     .order_by(OwnerRecord.name)
     .limit(bindparam("limit"))
 )
-OWNER_BY_KEY = (
+OWNER_BY_KEY = Prepared(
     select(OwnerRecord.id, OwnerRecord.name)
     .join(KeyRecord, KeyRecord.owner_id == OwnerRecord.id)
     .where(
@@ -38,20 +38,21 @@ KEYS = (
     .where(KeyRecord.owner_id == bindparam("owner_id"))
     .order_by(KeyRecord.created_at, KeyRecord.key_hash)
 )
-CONVERSATION = select(ConversationRecord.__table__).where(
-    ConversationRecord.id == bindparam("id"),
-    ConversationRecord.owner_id == bindparam("owner_id"),
-    ConversationRecord.deleted_at.is_(None),
+CONVERSATION = Prepared(
+    select(ConversationRecord.__table__).where(
+        ConversationRecord.id == bindparam("id"),
+        ConversationRecord.owner_id == bindparam("owner_id"),
+        ConversationRecord.deleted_at.is_(None),
+    )
 )
 CONVERSATION_BY_KEY = select(ConversationRecord.__table__).where(
     ConversationRecord.owner_id == bindparam("owner_id"), ConversationRecord.external_key == bindparam("external_key")
 )
-_CONVERSATION = Prepared(CONVERSATION)
 
 
 def get_or_create_owner(connection: Connection, name: str, now: float) -> Owner:
     """The owner of that name, made if there is none. Raises InvalidName where it would have to be made."""
-    row = connection.execute(OWNER_BY_NAME, {"name": name}).one_or_none()
+    row = OWNER_BY_NAME.one(connection, {"name": name})
     if row is not None:
         return Owner(*row)
     check_name(name)
@@ -140,7 +141,7 @@ def get_or_create_conversation(
 
 def require_conversation(connection: Connection, owner_id: str, conversation_id: str) -> Any:
     """The conversation's row. Raises ConversationNotFound, also for another owner's."""
-    row = _CONVERSATION.one(connection, {"id": conversation_id, "owner_id": owner_id})
+    row = CONVERSATION.one(connection, {"id": conversation_id, "owner_id": owner_id})
     if row is None:
         raise ConversationNotFound(conversation_id)
     return row

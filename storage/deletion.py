@@ -65,7 +65,7 @@ def delete_item(connection: Connection, owner_id: str, conversation_id: str, ite
 
 def delete_response(connection: Connection, owner_id: str, response_id: str) -> None:
     """Delete a response and its event log; its messages stay. Raises ResponseNotFound, ConversationBusy."""
-    row = connection.execute(RESPONSE, {"id": response_id, "owner_id": owner_id}).one_or_none()
+    row = RESPONSE.one(connection, {"id": response_id, "owner_id": owner_id})
     if row is None:
         raise ResponseNotFound(response_id)
     if row.status == "in_progress":

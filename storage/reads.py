@@ -4,7 +4,7 @@ Reads run on connections of their own beside the writer and see the newest commi
 functions that are named for it.
 """
 
-from sqlalchemy import CTE, Executable, bindparam, literal_column, or_, select
+from sqlalchemy import CTE, SelectBase, bindparam, literal_column, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
@@ -21,6 +21,7 @@ from idefics_chat.storage.models import (
     PartRecord,
     ResponseRecord,
 )
+from idefics_chat.storage.prepared import Prepared
 from idefics_chat.storage.turns import BY_KEY
 from idefics_chat.storage.values import Event, ResponseRow, StoredImage
 
@@ -48,7 +49,7 @@ def _ancestors() -> CTE:
     )
 
 
-def _path() -> Executable:
+def _path() -> SelectBase:
     chain = _ancestors()
     return (
         select(*MESSAGE_COLUMNS, PartRecord.digest, PartRecord.text)
@@ -59,8 +60,8 @@ def _path() -> Executable:
     )
 
 
-PATH = _path()
-ITEM = (
+PATH = Prepared(_path())
+ITEM = Prepared(
     select(MessageRecord.conversation_id, *MESSAGE_COLUMNS, PartRecord.digest, PartRecord.text)
     .join(ConversationRecord, ConversationRecord.id == MessageRecord.conversation_id)
     .outerjoin(PartRecord, PartRecord.message_id == MessageRecord.id)
@@ -71,7 +72,7 @@ ITEM = (
     )
     .order_by(PartRecord.position)
 )
-RESPONSE = (
+RESPONSE = Prepared(
     select(ResponseRecord.__table__)
     .join(ConversationRecord, ConversationRecord.id == ResponseRecord.conversation_id)
     .where(
@@ -81,7 +82,7 @@ RESPONSE = (
     )
 )
 RUNNING = select(ResponseRecord.__table__).where(ResponseRecord.status == literal_column("'in_progress'"))
-EVENTS = (
+EVENTS = Prepared(
     select(EventRecord.sequence_number, EventRecord.type, EventRecord.payload)
     .where(EventRecord.response_id == bindparam("response_id"), EventRecord.sequence_number > bindparam("after"))
     .order_by(EventRecord.sequence_number)
@@ -118,7 +119,7 @@ async def path(connection: AsyncConnection, conversation_id: str, tip_id: str | 
     """The messages from the root to `tip_id`, none for no tip. Raises ItemNotFound."""
     if tip_id is None:
         return []
-    found = (await connection.execute(PATH, {"tip_id": tip_id, "conversation_id": conversation_id})).all()
+    found = await PATH.fetch(connection, {"tip_id": tip_id, "conversation_id": conversation_id})
     if not found:
         raise ItemNotFound(tip_id)
     return rows.read_messages(found)
@@ -126,7 +127,7 @@ async def path(connection: AsyncConnection, conversation_id: str, tip_id: str | 
 
 async def item(connection: AsyncConnection, owner_id: str, item_id: str) -> tuple[str, Message]:
     """The id of the conversation that holds the message, and the message. Raises ItemNotFound."""
-    found = (await connection.execute(ITEM, {"id": item_id, "owner_id": owner_id})).all()
+    found = await ITEM.fetch(connection, {"id": item_id, "owner_id": owner_id})
     if not found:
         raise ItemNotFound(item_id)
     return found[0].conversation_id, rows.read_messages(found)[0]
@@ -134,18 +135,18 @@ async def item(connection: AsyncConnection, owner_id: str, item_id: str) -> tupl
 
 async def response(connection: AsyncConnection, owner_id: str, response_id: str) -> ResponseRow:
     """Raises ResponseNotFound."""
-    row = (await connection.execute(RESPONSE, {"id": response_id, "owner_id": owner_id})).one_or_none()
-    if row is None:
+    found = await RESPONSE.fetch(connection, {"id": response_id, "owner_id": owner_id})
+    if not found:
         raise ResponseNotFound(response_id)
-    return rows.read_response(row)
+    return rows.read_response(found[0])
 
 
 async def response_by_key(
     connection: AsyncConnection, owner_id: str, key: str, request_hash: str | None
 ) -> ResponseRow | None:
     """The owner's response to the request that first came with the key. Raises IdempotencyConflict."""
-    row = (await connection.execute(BY_KEY.statement, {"owner_id": owner_id, "key": key})).one_or_none()
-    return None if row is None else rows.same_request(row, request_hash)
+    found = await BY_KEY.fetch(connection, {"owner_id": owner_id, "key": key})
+    return rows.same_request(found[0], request_hash) if found else None
 
 
 async def running_responses(connection: AsyncConnection) -> list[ResponseRow]:
@@ -156,8 +157,8 @@ async def running_responses(connection: AsyncConnection) -> list[ResponseRow]:
 
 async def events(connection: AsyncConnection, response_id: str, after: int) -> list[Event]:
     """The response's events with a number above `after`, in order; none for an unknown response."""
-    found = await connection.execute(EVENTS, {"response_id": response_id, "after": after})
-    return [Event(*row) for row in found.all()]
+    found = await EVENTS.fetch(connection, {"response_id": response_id, "after": after})
+    return [Event(*row) for row in found]
 
 
 async def image(connection: AsyncConnection, owner_id: str, digest: str, now: float) -> StoredImage:

@@ -7,6 +7,7 @@ raise DatabaseUnavailable when the database cannot be used.
 It knows nothing of the model, of prompts or of the wire; ids come from the caller.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 
 from idefics_chat.conversation.messages import Message
@@ -35,15 +36,17 @@ class Store(Library, BatchStore):
 
     async def owner(self, name: str) -> Owner:
         """The owner of that name, made if there is none. Raises InvalidName where it would have to be made."""
+        with contextlib.suppress(OwnerNotFound):  # as a rule there is one: nothing need wait for the writer
+            return await self.known_owner(name)
         return await self._write(accounts.get_or_create_owner, name, self._clock())
 
     async def known_owner(self, name: str) -> Owner:
         """The owner of that name. Raises OwnerNotFound."""
         async with self._read() as connection:
-            row = (await connection.execute(accounts.OWNER_BY_NAME, {"name": name})).one_or_none()
-        if row is None:
+            found = await accounts.OWNER_BY_NAME.fetch(connection, {"name": name})
+        if not found:
             raise OwnerNotFound(name)
-        return Owner(*row)
+        return Owner(*found[0])
 
     async def owners(self, *, limit: int = PAGE, after: str = "") -> Page[Owner]:
         """Owners by their names; the page that follows the name `after`."""
@@ -55,9 +58,8 @@ class Store(Library, BatchStore):
     async def owner_of_key(self, key_hash: str) -> Owner | None:
         """Whom a key acts for, None when it is unknown, expired or revoked."""
         async with self._read() as connection:
-            found = await connection.execute(accounts.OWNER_BY_KEY, {"key_hash": key_hash, "now": self._clock()})
-            row = found.one_or_none()
-        return None if row is None else Owner(*row)
+            found = await accounts.OWNER_BY_KEY.fetch(connection, {"key_hash": key_hash, "now": self._clock()})
+        return Owner(*found[0]) if found else None
 
     async def add_key(
         self,
@@ -117,11 +119,10 @@ class Store(Library, BatchStore):
     async def conversation(self, owner_id: str, conversation_id: str) -> Conversation:
         """Raises ConversationNotFound."""
         async with self._read() as connection:
-            found = await connection.execute(accounts.CONVERSATION, {"id": conversation_id, "owner_id": owner_id})
-            row = found.one_or_none()
-        if row is None:
+            found = await accounts.CONVERSATION.fetch(connection, {"id": conversation_id, "owner_id": owner_id})
+        if not found:
             raise ConversationNotFound(conversation_id)
-        return rows.read_conversation(row)
+        return rows.read_conversation(found[0])
 
     # turns
 

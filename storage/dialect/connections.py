@@ -5,14 +5,15 @@ Sources: sqlite.org's pages on pragmas, WAL and result codes; SQLAlchemy's notes
 
 import logging
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import aiosqlite
 from sqlalchemy import Engine, create_engine, event, exc
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.engine.interfaces import DBAPICursor
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool, QueuePool
 
 from idefics_chat.storage.errors import DatabaseUnavailable, InvalidText, StorageError
@@ -82,6 +83,14 @@ def read_engine(url: URL) -> AsyncEngine:
     )
     event.listen(engine.sync_engine, "connect", _pragmas(_READER))
     return engine
+
+
+async def fetch_all(connection: AsyncConnection, statement: str, values: Sequence[object]) -> Sequence[Sequence[Any]]:
+    """What a statement finds, in one trip to the connection's thread, through aiosqlite's own connection."""
+    pooled = await connection.get_raw_connection()
+    database = pooled.driver_connection
+    assert isinstance(database, aiosqlite.Connection)
+    return list(await database.execute_fetchall(statement, values))
 
 
 @contextmanager

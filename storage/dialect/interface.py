@@ -39,6 +39,11 @@ class Dialect(Protocol):
     def read_engine(self, url: URL) -> AsyncEngine:
         """A pool of connections that cannot write; each statement sees the newest commit. Opens nothing yet."""
 
+    async def fetch_all(
+        self, connection: AsyncConnection, statement: str, values: Sequence[object]
+    ) -> Sequence[Sequence[Any]]:
+        """What a compiled statement finds, in one trip to the thread of the reader's connection."""
+
     def snapshot(self, url: URL) -> AbstractContextManager[Connection]:
         """A connection of its own, for reading in one thread, that sees the database as it is now until it ends."""
 

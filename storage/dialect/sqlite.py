@@ -27,6 +27,11 @@ class SQLite:
     def read_engine(self, url: URL) -> AsyncEngine:
         return connections.read_engine(url)
 
+    async def fetch_all(
+        self, connection: AsyncConnection, statement: str, values: Sequence[object]
+    ) -> Sequence[Sequence[Any]]:
+        return await connections.fetch_all(connection, statement, values)
+
     def snapshot(self, url: URL) -> AbstractContextManager[Connection]:
         return connections.snapshot(url)
 

@@ -24,17 +24,17 @@ from idefics_chat.storage.dialect import full_text
 pytestmark = pytest.mark.anyio
 
 STATEMENTS = {
-    "path": reads.PATH,
-    "item": reads.ITEM,
-    "response": reads.RESPONSE,
+    "path": reads.PATH.statement,
+    "item": reads.ITEM.statement,
+    "response": reads.RESPONSE.statement,
     "running responses": reads.RUNNING,
-    "events": reads.EVENTS,
+    "events": reads.EVENTS.statement,
     "image": reads.IMAGE_OF_OWNER,
     "image data": reads.IMAGE_DATA,
-    "conversation": accounts.CONVERSATION,
+    "conversation": accounts.CONVERSATION.statement,
     "conversation by key": accounts.CONVERSATION_BY_KEY,
-    "owner by key": accounts.OWNER_BY_KEY,
-    "owner by name": accounts.OWNER_BY_NAME,
+    "owner by key": accounts.OWNER_BY_KEY.statement,
+    "owner by name": accounts.OWNER_BY_NAME.statement,
     "owners": accounts.OWNERS,
     "jumps": tree.JUMPS.statement,
     "conversations": listing.CONVERSATIONS["desc", False],
@@ -132,7 +132,7 @@ async def test_only_texts_that_are_new_are_read_to_be_indexed(store, database):
 
 
 async def test_a_path_is_one_look_up_by_primary_key_a_message(store, database):
-    steps = plan(database, reads.PATH)
+    steps = plan(database, reads.PATH.statement)
     assert sum("messages" in step and "(id=?)" in step for step in steps) == 3
     assert not any("image" in step for step in steps)
 
