@@ -9,7 +9,8 @@ PYTHONPATH=. python benchmarks/server_load.py threads                   16 strea
 PYTHONPATH=. python benchmarks/server_load.py idle                      5,000 idle connections: memory of each, gaps of
                                                                         16 streams
 
-The sides of a ratio are measured in turns in one run, with the same requests and seeds, and compared by their medians.
+The sides of a ratio are measured in turns in one run, with the same requests and seeds, and compared round by round;
+the ratio is the median. Connections stay open over the rounds, as a chat client's do, and what reads them does little.
 The engine in process runs in a process of its own too, so that each side has one process for the model and this one to
 read; all compute on one CPU thread. Between them stands the bare limit of any server: the engine in process that writes
 each token to a TCP connection at once, as many bytes as our event has, with no protocol and nothing stored.
@@ -22,18 +23,18 @@ import contextlib
 import json
 import multiprocessing
 import os
+import re
 import resource
 import socket
 import statistics
 import struct
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
-
-from websockets.asyncio.client import connect
 
 from idefics_chat.conversation.ids import IdMaker
 from idefics_chat.conversation.layouts import layout_named
@@ -50,6 +51,10 @@ QUESTION = "What is in this image?"
 SAMPLING: dict[str, Any] = {"temperature": 2.0, "repetition_penalty": 10.0}
 """With this the small model talks for long: the penalty falls on the end token too."""
 
+ENDED = re.compile(rb'"type":"response\.(?:completed|incomplete)".*"output_tokens":(\d+)', re.DOTALL)
+LONGEST_END = 4096
+"""Bytes of the event that ends an answer, at most, where its text is short."""
+
 EVENT_BYTES = 177
 """Of a piece of text as an event, with the websocket's frame."""
 
@@ -60,32 +65,81 @@ UPGRADE = (
 )
 
 
-async def one_stream(url: str, seed: int, most: int) -> tuple[int, list[float]]:
-    """One answer over a websocket: its tokens, and the seconds between its pieces."""
-    async with connect(url, proxy=None, compression=None, max_size=2**22) as connection:
-        request = {"type": "response.create", "input": QUESTION, "seed": seed, "max_output_tokens": most, **SAMPLING}
-        await connection.send(json.dumps(request))
-        gaps: list[float] = []
-        last: float | None = None
-        async for text in connection:
-            if '"response.output_text.delta"' in text[:100]:
-                now = time.perf_counter()
-                if last is not None:
-                    gaps.append(now - last)
-                last = now
-            elif '"type":"response.completed"' in text[:60] or '"type":"response.incomplete"' in text[:60]:
-                return json.loads(text)["response"]["usage"]["output_tokens"], gaps
-            elif '"type":"error"' in text[:60]:
-                raise SystemExit(f"the server refused: {text}")
-    raise SystemExit("the server closed the connection")
+class Client(asyncio.Protocol):
+    """A websocket's client that answers pings and looks for no more than it needs to know, so that little of what is
+    measured is its own work: it shares the machine with the server."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self.open = asyncio.get_running_loop().create_future()
+        self.lost = False
+        self._told: asyncio.Future[int] | None = None
+        self._rest = b""
+        self.arrivals_s: list[float] = []
+        transport.write(UPGRADE)
+
+    async def ask(self, request: dict[str, Any]) -> int:
+        """The tokens of an answer, once it has ended; `arrivals_s` are the moments at which pieces of it came."""
+        self._told = asyncio.get_running_loop().create_future()
+        self._rest, self.arrivals_s = b"", []
+        text = json.dumps(request).encode()
+        length = (
+            struct.pack(">BBH", 0x81, 0x80 | 126, len(text)) if len(text) > 125 else bytes((0x81, 0x80 | len(text)))
+        )
+        self._transport.write(length + bytes(4) + text)
+        return await self._told
+
+    def leave(self) -> None:
+        self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if not self.open.done():
+            self.open.set_result(data.startswith(b"HTTP/1.1 101"))
+        elif data[0] == 0x89:
+            self._transport.write(struct.pack("BB", 0x8A, 0x80 | data[1]) + bytes(4) + data[2 : 2 + data[1]])
+        elif self._told is not None and not self._told.done():
+            self._look(self._told, data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        if not self.open.done():
+            self.open.set_result(False)
+        if self._told is not None and not self._told.done():
+            self._told.set_exception(SystemExit("the server closed the connection"))
+
+    def _look(self, told: "asyncio.Future[int]", data: bytes) -> None:
+        if b'"response.output_text.delta"' in data:
+            self.arrivals_s.append(time.perf_counter())
+        seen = self._rest + data
+        if b'"type":"error"' in seen:
+            told.set_exception(SystemExit(f"the server refused: {seen!r}"))
+        elif found := ENDED.search(seen):
+            told.set_result(int(found[1]))
+        self._rest = seen[-LONGEST_END:]
 
 
-async def served_round(url: str, seed: int, most: int) -> tuple[float, list[float]]:
-    """Tokens a second of all streams together, and all gaps."""
+async def open_clients(address: str, count: int) -> list[Client]:
+    """So many connections."""
+    host, _, port = address.rpartition(":")
+    loop = asyncio.get_running_loop()
+    clients: list[Client] = []
+    for start in range(0, count, 100):
+        opened = [loop.create_connection(Client, host, int(port)) for _ in range(min(100, count - start))]
+        clients += [protocol for _, protocol in await asyncio.gather(*opened)]
+        if not all(await asyncio.gather(*(client.open for client in clients[start:]))):
+            raise SystemExit("the server refused a connection")
+    return clients
+
+
+async def served_round(clients: Sequence[Client], seed: int, most: int) -> tuple[float, list[float]]:
+    """Tokens a second of an answer to each client at once, all together, and the seconds between their pieces."""
+    request = {"type": "response.create", "input": QUESTION, "max_output_tokens": most, **SAMPLING}
     started = time.perf_counter()
-    ended = await asyncio.gather(*(one_stream(url, seed + n, most) for n in range(STREAMS)))
+    tokens = await asyncio.gather(*(client.ask({**request, "seed": seed + n}) for n, client in enumerate(clients)))
     seconds = time.perf_counter() - started
-    return sum(tokens for tokens, _ in ended) / seconds, [gap for _, gaps in ended for gap in gaps]
+    gaps = [later - earlier for client in clients for earlier, later in pairwise(client.arrivals_s)]
+    return sum(tokens) / seconds, gaps
 
 
 def engine_process(asked: Connection, model: str, most: int, threads: int) -> None:
@@ -182,6 +236,7 @@ async def streams(model: str, rounds: int, most: int) -> None:
         tempfile.TemporaryDirectory() as folder,
         ServerProcess(Path(folder) / "chat.db", *settings) as server,
     ):
+        clients = await open_clients(server.address, STREAMS)
         lines = await asyncio.start_server(_swallow, "127.0.0.1", 0)
         ports = {"alone": None, "bare": lines.sockets[0].getsockname()[1]}
         rates: dict[str, list[float]] = {"alone": [], "bare": [], "served": []}
@@ -193,19 +248,21 @@ async def streams(model: str, rounds: int, most: int) -> None:
                 rates[side].append(await asyncio.to_thread(here.recv))
                 works[side].append(cpu_seconds(engine) - before)
             before = cpu_seconds(server.process.pid)
-            rates["served"].append((await served_round(server.url, 1000 * number, most))[0])
+            rates["served"].append((await served_round(clients, 1000 * number, most))[0])
             works["served"].append(cpu_seconds(server.process.pid) - before)
             told = (f"{side} {rates[side][-1]:.0f} tokens/s, {works[side][-1]:.2f} s of CPU" for side in rates)
             print(f"round {number}: {'; '.join(told)}", flush=True)
         lines.close()
         await lines.wait_closed()
-    rate = {side: statistics.median(found[1:]) for side, found in rates.items()}
-    work = {side: statistics.median(found[1:]) for side, found in works.items()}
     for side, limit in (("served", "alone"), ("bare", "alone"), ("served", "bare")):
-        print(f"tokens/s {side} over {limit} {rate[side] / rate[limit]:.3f}")
-    print(
-        f"CPU time alone over served {work['alone'] / work['served']:.3f} (the same tokens; a busy machine tells less)"
-    )
+        print(f"tokens/s {side} over {limit} {_middle_ratio(rates[side], rates[limit]):.3f}")
+    ratio = _middle_ratio(works["alone"], works["served"])
+    print(f"CPU time alone over served {ratio:.3f} (the same tokens; a busy machine tells less)")
+
+
+def _middle_ratio(one: Sequence[float], other: Sequence[float]) -> float:
+    """The median of the rounds' ratios, without the first round."""
+    return statistics.median(found / limit for found, limit in list(zip(one, other, strict=True))[1:])
 
 
 def threads(model: str, rounds: int, most: int) -> None:
@@ -228,41 +285,6 @@ def cpu_seconds(pid: int | None) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-class IdleClient(asyncio.Protocol):
-    """A websocket's client that says nothing and answers pings."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        self.open = asyncio.get_running_loop().create_future()
-        self.lost = False
-        transport.write(UPGRADE)
-
-    def data_received(self, data: bytes) -> None:
-        if not self.open.done():
-            self.open.set_result(data.startswith(b"HTTP/1.1 101"))
-        elif data[0] == 0x89:
-            self.transport.write(struct.pack("BB", 0x8A, 0x80 | data[1]) + b"\0\0\0\0" + data[2 : 2 + data[1]])
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.lost = True
-        if not self.open.done():
-            self.open.set_result(False)
-
-
-async def open_idle(address: str, count: int) -> list[IdleClient]:
-    """So many idle connections."""
-    host, _, port = address.rpartition(":")
-    loop = asyncio.get_running_loop()
-    clients: list[IdleClient] = []
-    for start in range(0, count, 100):
-        opened = [loop.create_connection(IdleClient, host, int(port)) for _ in range(min(100, count - start))]
-        clients += [protocol for _, protocol in await asyncio.gather(*opened)]
-        if not all(await asyncio.gather(*(client.open for client in clients[start:]))):
-            raise SystemExit("the server refused a connection")
-    return clients
-
-
 def resident_bytes(pid: int) -> int:
     """Memory of a process."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -276,19 +298,20 @@ def p99(gaps: list[float]) -> float:
 async def idle(count: int, rounds: int, most: int) -> None:
     """What idle connections cost: memory of each, and the longest gaps of streams with and without them, in turns."""
     with tempfile.TemporaryDirectory() as folder, ServerProcess(Path(folder) / "chat.db", *UNLIMITED) as server:
-        await served_round(server.url, 0, most)
+        streaming = await open_clients(server.address, STREAMS)
+        await served_round(streaming, 0, most)
         without, beside, costs = [], [], []
         for number in range(rounds):
-            without.append(p99((await served_round(server.url, 1000 * number, most))[1]))
+            without.append(p99((await served_round(streaming, 1000 * number, most))[1]))
             before = resident_bytes(server.process.pid)
-            clients = await open_idle(server.address, count)
+            clients = await open_clients(server.address, count)
             await asyncio.sleep(2)
             costs.append((resident_bytes(server.process.pid) - before) / count / 1024)
-            beside.append(p99((await served_round(server.url, 1000 * number, most))[1]))
+            beside.append(p99((await served_round(streaming, 1000 * number, most))[1]))
             if any(client.lost for client in clients):
                 raise SystemExit("idle connections were lost")
             for client in clients:
-                client.transport.abort()
+                client.leave()
             await asyncio.sleep(3)
             print(
                 f"round {number}: {costs[-1]:.1f} KiB a connection; "
