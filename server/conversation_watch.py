@@ -79,7 +79,7 @@ class ConversationWatch:
 
     async def frames(self) -> AsyncGenerator[str, None]:
         """The frames as JSON texts, until the conversation is deleted or the watcher is too far behind."""
-        with self._chat.feeds.watch(self._id) as signals:
+        with self._chat.turns.feeds.watch(self._id) as signals:
             yield self._frame("conversation.subscribed", conversation=self._id)
             try:
                 async for text in self._missed():
@@ -129,7 +129,7 @@ class ConversationWatch:
 
     async def _running(self) -> ResponseRow | None:
         """The response that is under way; none where it is not stored yet: that it has begun will be told."""
-        response_id = self._chat.running_in(self._id)
+        response_id = self._chat.turns.running_in(self._id)
         if response_id is None:
             return None
         with contextlib.suppress(ResponseNotFound):
@@ -170,7 +170,7 @@ class ConversationWatch:
     async def _response(self, response_id: str, after: int) -> AsyncIterator[str]:
         """The events of a response numbered above `after`, to its end; the input of a failed one is taken back."""
         row = await self._store.response(self._owner_id, response_id)
-        with await self._chat.follow(self._owner_id, response_id, after) as events:
+        with await self._chat.turns.follow(self._owner_id, response_id, after) as events:
             async for event in events:
                 self._cursor = f"{response_id}:{event.sequence_number}"
                 yield self._marked(event.payload)

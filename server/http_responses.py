@@ -53,7 +53,7 @@ async def create_response(request: Request, caller: Admitted, body: JsonBody) ->
     wanted = validate(HttpCreate, body)
     turn = await translate(request, parse_body, body)
     if turn.store:
-        responding = caller.chat.respond(caller.owner_id, turn, request.state.body_bytes)
+        responding = caller.chat.turns.respond(caller.owner_id, turn, request.state.body_bytes)
     else:
         responding = caller.chat.unstored().respond(caller.owner_id, turn)
     log = await while_connected(request, responding)
@@ -80,7 +80,7 @@ async def retrieve_response(
 ) -> Response:
     """A response as it stands; with `stream` its events above `starting_after`, then those that come."""
     if stream:
-        return ReadingStream(await caller.chat.follow(caller.owner_id, response_id, starting_after), caller.key)
+        return ReadingStream(await caller.chat.turns.follow(caller.owner_id, response_id, starting_after), caller.key)
     return JSONResponse(await find_response(caller, response_id))
 
 
@@ -88,13 +88,13 @@ async def retrieve_response(
 async def cancel_response(response_id: str, caller: Admitted) -> Json:
     """End a running response and give its end. One that was cancelled before is given again."""
     try:
-        await caller.chat.cancel(caller.owner_id, response_id)
+        await caller.chat.turns.cancel(caller.owner_id, response_id)
     except ApiError as error:
         found = await find_response(caller, response_id)
         if error.code == "response_not_active" and found["status"] == "cancelled":
             return found
         raise
-    await caller.chat.wait(caller.owner_id, response_id)
+    await caller.chat.turns.wait(caller.owner_id, response_id)
     return await find_response(caller, response_id)
 
 
@@ -102,11 +102,11 @@ async def cancel_response(response_id: str, caller: Admitted) -> Json:
 async def delete_response(response_id: str, caller: Admitted) -> Json:
     """Delete a response and its events; one that runs is cancelled first. Its messages stay in the conversation."""
     try:
-        await caller.chat.cancel(caller.owner_id, response_id)
+        await caller.chat.turns.cancel(caller.owner_id, response_id)
     except ApiError as error:
         if error.code != "response_not_active":
             raise
-    await caller.chat.wait(caller.owner_id, response_id)
+    await caller.chat.turns.wait(caller.owner_id, response_id)
     await caller.store.delete_response(caller.owner_id, response_id)
     return {"id": response_id, "object": "response", "deleted": True}
 
@@ -126,7 +126,7 @@ async def list_input_items(response_id: str, caller: Admitted, page: WantedPage,
 
 async def find_response(caller: Caller, response_id: str) -> Json:
     """The stored response. Raises ResponseNotFound, and StorageError where nobody runs it and it cannot be ended."""
-    row = await caller.chat.orphans.response(caller.owner_id, response_id)
+    row = await caller.chat.turns.orphans.response(caller.owner_id, response_id)
     answer = (await caller.store.item(caller.owner_id, row.output_id))[1] if row.answered else None
     return stored_response(row, answer)
 

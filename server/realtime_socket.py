@@ -162,7 +162,7 @@ class RealtimeSocket(SocketConnection):
             metadata=command.metadata,
             store=not command.out_of_band,
         )
-        turns = self._unstored if command.out_of_band else self._chat
+        turns = self._unstored if command.out_of_band else self._chat.turns
         log = await turns.respond(self._owner_id, turn)
         if command.out_of_band:
             self._out_of_band.add(log.response_id)
@@ -204,7 +204,7 @@ class RealtimeSocket(SocketConnection):
         if wanted is not None and wanted in self._out_of_band:
             self._unstored.cancel(wanted)
         elif wanted is not None and wanted == self._active:
-            await self._chat.cancel(self._owner_id, wanted)
+            await self._chat.turns.cancel(self._owner_id, wanted)
         elif wanted is None and self._answering:
             self._cancelled_early = True
         else:
@@ -215,7 +215,7 @@ class RealtimeSocket(SocketConnection):
         wanted, self._cancelled_early = self._cancelled_early, False
         if wanted:
             with contextlib.suppress(ApiError):
-                await self._chat.cancel(self._owner_id, response_id)
+                await self._chat.turns.cancel(self._owner_id, response_id)
 
     async def _conversation(self) -> str:
         if self._conversation_id is None:

@@ -70,7 +70,7 @@ class ResponsesSocket(SocketConnection):
 
     async def _cancel(self, response_id: str) -> None:
         if not self._unstored.cancel(response_id):
-            await self._chat.cancel(self._owner_id, response_id)
+            await self._chat.turns.cancel(self._owner_id, response_id)
 
     async def _interrupt(self, response_id: str, stream_id: str | None) -> None:
         """Too late is no error of the turn: clients would take an error event for its end."""
@@ -100,7 +100,7 @@ class ResponsesSocket(SocketConnection):
         if (log := self._unstored.log(command.response_id)) is not None:
             events = log.read(command.starting_after)
         else:
-            events = await self._chat.follow(self._owner_id, command.response_id, command.starting_after)
+            events = await self._chat.turns.follow(self._owner_id, command.response_id, command.starting_after)
         # Also where the stream ends before it begins: a reader that was left open would count as one who reads.
         self._spawn(self._stream(events, command.stream_id)).add_done_callback(lambda _: events.close())
 
@@ -159,7 +159,7 @@ class ResponsesSocket(SocketConnection):
 
     async def _begun(self, command: CreateCommand, size: int) -> ResponseLog | None:
         """The log of the turn's answer, once the turn waits no more; None where it was refused."""
-        turns = self._chat if command.turn.store else self._unstored
+        turns = self._chat.turns if command.turn.store else self._unstored
         try:
             return await turns.respond(self._owner_id, command.turn)
         except Exception as error:  # noqa: BLE001  every failure is an error event on the lane

@@ -85,7 +85,7 @@ async def serve(settings: Settings, reporter: Reporter, stopped_by: StoppedBy | 
                         await restore_quotas(state.quotas, store, time.time())
                         metered = metered_engine(engine, state)
                         chat = await stack.enter_async_context(open_chat(store, metered, settings))
-                        keeping = keep_house(store, chat.orphans.end_all, retention_of(settings), time.time)
+                        keeping = keep_house(store, chat.turns.orphans.end_all, retention_of(settings), time.time)
                         for work in (keeping, keep_giving_back()):
                             serving.add_done_callback(_cancelling(tasks.create_task(work)))
                         settle_memory()

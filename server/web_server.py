@@ -58,7 +58,7 @@ class WebServer(uvicorn.Server):
     async def _drain(self, chat: ChatService) -> None:
         chat.begin_stop()
         ends_at = time.monotonic() + self._state.settings.drain_s
-        while (chat.running or self._state.running_turns()) and time.monotonic() < ends_at:
+        while (chat.turns.running or self._state.running_turns()) and time.monotonic() < ends_at:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
                     await self._hurry.wait()

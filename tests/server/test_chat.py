@@ -36,7 +36,7 @@ async def events_of(events: AsyncIterator[Event]) -> list[dict[str, Any]]:
 async def ask(world: World, turn: Turn, *words: str) -> dict[str, Any]:
     """A whole turn; its final Response."""
     number = len(world.engine.asked)
-    log = await world.chat.respond(world.owner_id, turn)
+    log = await world.chat.turns.respond(world.owner_id, turn)
     generation = await world.engine.turn(number)
     generation.say(*words)
     generation.end()
@@ -73,7 +73,7 @@ async def test_an_answer_goes_back_into_the_prompt_by_its_ids_of_record(world: W
 
 
 async def test_a_turn_is_committed_before_it_is_acknowledged(world: World) -> None:
-    log = await world.chat.respond(world.owner_id, say("Hi"))
+    log = await world.chat.turns.respond(world.owner_id, say("Hi"))
     row = await world.store.response(world.owner_id, log.response_id)
     assert row.status == "in_progress"
     assert texts(await world.store.path(row.conversation_id, row.tip_id)) == [("user", "Hi")]
@@ -81,7 +81,7 @@ async def test_a_turn_is_committed_before_it_is_acknowledged(world: World) -> No
 
 
 async def test_the_stored_log_is_the_streamed_log_byte_for_byte(world: World) -> None:
-    log = await world.chat.respond(world.owner_id, say("Hi"))
+    log = await world.chat.turns.respond(world.owner_id, say("Hi"))
     generation = await world.engine.turn(0)
     generation.say("one ", "two ")
     await asyncio.sleep(0.6)  # past two flushes
@@ -95,7 +95,7 @@ async def test_the_stored_log_is_the_streamed_log_byte_for_byte(world: World) ->
 async def test_the_same_key_never_makes_a_second_turn(world: World) -> None:
     turn = say("Hi", idempotency_key="k", request_hash="h")
     first = await ask(world, turn, "Hello")
-    again = await world.chat.respond(world.owner_id, turn)
+    again = await world.chat.turns.respond(world.owner_id, turn)
     assert again.response_id == first["id"]
     assert (await events_of(again.read()))[-1]["response"] == first
     assert len(world.engine.asked) == 1
@@ -103,7 +103,7 @@ async def test_the_same_key_never_makes_a_second_turn(world: World) -> None:
 
 async def test_the_same_key_while_the_answer_runs_follows_the_same_log(world: World) -> None:
     turn = say("Hi", idempotency_key="k", request_hash="h")
-    logs = await asyncio.gather(*(world.chat.respond(world.owner_id, turn) for _ in range(5)))
+    logs = await asyncio.gather(*(world.chat.turns.respond(world.owner_id, turn) for _ in range(5)))
     generation = await world.engine.turn(0)
     generation.say("Hello")
     generation.end()
@@ -115,14 +115,14 @@ async def test_the_same_key_while_the_answer_runs_follows_the_same_log(world: Wo
 async def test_the_same_key_for_another_request_is_an_error(world: World) -> None:
     await ask(world, say("Hi", idempotency_key="k", request_hash="h"), "Hello")
     with pytest.raises(IdempotencyConflict):
-        await world.chat.respond(world.owner_id, say("Bye", idempotency_key="k", request_hash="other"))
+        await world.chat.turns.respond(world.owner_id, say("Bye", idempotency_key="k", request_hash="other"))
 
 
 async def test_turns_on_one_conversation_wait_for_each_other(world: World) -> None:
     first = await ask(world, say("Hi"), "Hello")
     conversation_id = first["conversation"]["id"]
     turns = [
-        asyncio.create_task(world.chat.respond(world.owner_id, say(f"q{i}", conversation_id=conversation_id)))
+        asyncio.create_task(world.chat.turns.respond(world.owner_id, say(f"q{i}", conversation_id=conversation_id)))
         for i in range(4)
     ]
     for number in range(1, 5):
@@ -139,9 +139,9 @@ async def test_turns_on_one_conversation_wait_for_each_other(world: World) -> No
 
 
 async def test_a_turn_waits_for_the_one_that_opened_its_conversation(world: World) -> None:
-    first = await world.chat.respond(world.owner_id, say("Hi"))
+    first = await world.chat.turns.respond(world.owner_id, say("Hi"))
     waiting = [
-        asyncio.create_task(world.chat.respond(world.owner_id, turn))
+        asyncio.create_task(world.chat.turns.respond(world.owner_id, turn))
         for turn in (
             say("by conversation", conversation_id=first.conversation_id),
             say("by response", previous_response_id=first.response_id),
@@ -163,7 +163,7 @@ async def test_a_turn_waits_for_the_one_that_opened_its_conversation(world: Worl
 
 
 async def test_turns_of_different_conversations_run_beside_each_other(world: World) -> None:
-    logs = [await world.chat.respond(world.owner_id, say(f"q{i}")) for i in range(3)]
+    logs = [await world.chat.turns.respond(world.owner_id, say(f"q{i}")) for i in range(3)]
     for number in (2, 0, 1):
         generation = await world.engine.turn(number)
         generation.say(generation.request.prompt.runs[1].text)  # type: ignore[union-attr]
@@ -174,13 +174,13 @@ async def test_turns_of_different_conversations_run_beside_each_other(world: Wor
 
 
 async def test_a_cancelled_answer_keeps_what_was_said(world: World) -> None:
-    log = await world.chat.respond(world.owner_id, say("Hi"))
+    log = await world.chat.turns.respond(world.owner_id, say("Hi"))
     generation = await world.engine.turn(0)
     generation.say("Hel")
     events = log.read()
     while json.loads((await anext(events)).payload)["type"] != "response.output_text.delta":
         pass
-    await world.chat.cancel(world.owner_id, log.response_id)
+    await world.chat.turns.cancel(world.owner_id, log.response_id)
     final = (await events_of(events))[-1]
     assert final["type"] == "response.incomplete"
     assert final["response"]["status"] == "cancelled"
@@ -191,16 +191,16 @@ async def test_a_cancelled_answer_keeps_what_was_said(world: World) -> None:
 async def test_an_ended_or_unknown_answer_cannot_be_cancelled(world: World) -> None:
     done = await ask(world, say("Hi"), "Hello")
     with pytest.raises(ApiError) as error:
-        await world.chat.cancel(world.owner_id, done["id"])
+        await world.chat.turns.cancel(world.owner_id, done["id"])
     assert error.value.code == "response_not_active"
     with pytest.raises(ResponseNotFound):
-        await world.chat.cancel(world.owner_id, "resp_unknown")
+        await world.chat.turns.cancel(world.owner_id, "resp_unknown")
 
 
 async def test_a_failed_turn_leaves_no_trace_in_the_conversation(world: World) -> None:
     first = await ask(world, say("Hi"), "Hello")
     before = await history(world, first)
-    log = await world.chat.respond(world.owner_id, say("Bad", conversation_id=first["conversation"]["id"]))
+    log = await world.chat.turns.respond(world.owner_id, say("Bad", conversation_id=first["conversation"]["id"]))
     (await world.engine.turn(1)).fail()
     final = (await events_of(log.read()))[-1]
     assert final["type"] == "response.failed"
@@ -211,7 +211,7 @@ async def test_a_failed_turn_leaves_no_trace_in_the_conversation(world: World) -
 
 
 async def test_an_asker_who_goes_away_ends_nothing(world: World) -> None:
-    asker = asyncio.create_task(world.chat.respond(world.owner_id, say("Hi", conversation_key="bot:1")))
+    asker = asyncio.create_task(world.chat.turns.respond(world.owner_id, say("Hi", conversation_key="bot:1")))
     generation = await world.engine.turn(0)
     asker.cancel()
     generation.say("Hello")
@@ -224,9 +224,11 @@ async def test_an_asker_who_goes_away_ends_nothing(world: World) -> None:
 
 
 async def test_an_asker_who_goes_away_while_waiting_has_asked_nothing(world: World) -> None:
-    log = await world.chat.respond(world.owner_id, say("Hi"))
+    log = await world.chat.turns.respond(world.owner_id, say("Hi"))
     generation = await world.engine.turn(0)
-    waiting = asyncio.create_task(world.chat.respond(world.owner_id, say("Later", conversation_id=log.conversation_id)))
+    waiting = asyncio.create_task(
+        world.chat.turns.respond(world.owner_id, say("Later", conversation_id=log.conversation_id))
+    )
     await asyncio.sleep(0.05)
     waiting.cancel()
     generation.say("Hello")
@@ -242,11 +244,11 @@ class Words(str):
 
 
 async def test_an_asker_who_goes_away_while_waiting_takes_its_turn_along(world: World) -> None:
-    log = await world.chat.respond(world.owner_id, say("Hi"))
+    log = await world.chat.turns.respond(world.owner_id, say("Hi"))
     place = {"conversation_id": log.conversation_id, "idempotency_key": "k", "request_hash": "h"}
     words = Words("Later")
     kept = weakref.ref(words)
-    waiting = asyncio.create_task(world.chat.respond(world.owner_id, say(words, **place)))
+    waiting = asyncio.create_task(world.chat.turns.respond(world.owner_id, say(words, **place)))
     del words
     await asyncio.sleep(0.05)
     assert kept() is not None
@@ -255,7 +257,7 @@ async def test_an_asker_who_goes_away_while_waiting_takes_its_turn_along(world: 
     del waiting
     gc.collect()
     assert kept() is None, "a turn that nobody waits for is held until its conversation is free"
-    assert world.chat.running == 1
+    assert world.chat.turns.running == 1
     generation = await world.engine.turn(0)
     generation.end()
     await events_of(log.read())
@@ -263,9 +265,9 @@ async def test_an_asker_who_goes_away_while_waiting_takes_its_turn_along(world: 
 
 
 async def test_a_turn_that_waits_when_the_service_stops_is_refused(world: World) -> None:
-    log = await world.chat.respond(world.owner_id, say("Hi"))
+    log = await world.chat.turns.respond(world.owner_id, say("Hi"))
     place = {"conversation_id": log.conversation_id}
-    waiting = asyncio.create_task(world.chat.respond(world.owner_id, say("Later", **place)))
+    waiting = asyncio.create_task(world.chat.turns.respond(world.owner_id, say("Later", **place)))
     await asyncio.sleep(0.05)
     await world.chat.stop()
     with pytest.raises(EngineStopped):
@@ -276,7 +278,7 @@ async def test_a_stop_ends_running_answers_as_incomplete_with_their_text(
     world_at: Callable[[], AbstractAsyncContextManager[World]],
 ) -> None:
     async with world_at() as world:
-        log = await world.chat.respond(world.owner_id, say("Hi"))
+        log = await world.chat.turns.respond(world.owner_id, say("Hi"))
         (await world.engine.turn(0)).say("Hel")
     final = (await events_of(log.read()))[-1]
     assert final["response"]["status"] == "incomplete"
@@ -288,14 +290,14 @@ async def test_a_stop_ends_running_answers_as_incomplete_with_their_text(
 async def test_a_stopping_service_takes_no_turn(world: World) -> None:
     await world.chat.stop()
     with pytest.raises(EngineStopped):
-        await world.chat.respond(world.owner_id, say("Hi"))
+        await world.chat.turns.respond(world.owner_id, say("Hi"))
 
 
 async def test_an_answer_that_a_crash_cut_off_is_kept_as_incomplete(
     world_at: Callable[[], AbstractAsyncContextManager[World]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with world_at() as world:
-        log = await world.chat.respond(world.owner_id, say("Hi"))
+        log = await world.chat.turns.respond(world.owner_id, say("Hi"))
         (await world.engine.turn(0)).say("Hel", "lo th")
         await asyncio.sleep(0.6)
 
@@ -305,7 +307,7 @@ async def test_an_answer_that_a_crash_cut_off_is_kept_as_incomplete(
         monkeypatch.setattr(world.store, "finish_response", crashed)
     monkeypatch.undo()
     async with world_at() as world:
-        events = await events_of(await world.chat.follow(world.owner_id, log.response_id))
+        events = await events_of(await world.chat.turns.follow(world.owner_id, log.response_id))
         final = events[-1]["response"]
         assert [event["sequence_number"] for event in events] == list(range(len(events)))
         assert final["status"] == "incomplete"
@@ -324,7 +326,7 @@ async def test_whoever_saw_more_than_a_crash_left_is_told_the_text_that_stands(
         raise DatabaseUnavailable("gone")
 
     async with world_at() as world:
-        log = await world.chat.respond(world.owner_id, say("Hi"))
+        log = await world.chat.turns.respond(world.owner_id, say("Hi"))
         generation = await world.engine.turn(0)
         generation.say("Hel", "lo ")
         await asyncio.sleep(0.6)
@@ -338,7 +340,7 @@ async def test_whoever_saw_more_than_a_crash_left_is_told_the_text_that_stands(
         for cut in range(len(seen)):
             numbers = [json.loads(payload)["sequence_number"] for payload in seen[: cut + 1]]
             said = "".join(json.loads(payload).get("delta", "") for payload in seen[: cut + 1])
-            rest = await events_of(await world.chat.follow(world.owner_id, log.response_id, numbers[-1]))
+            rest = await events_of(await world.chat.turns.follow(world.owner_id, log.response_id, numbers[-1]))
             said += "".join(event.get("delta", "") for event in rest)
             (done,) = [event["text"] for event in rest if event["type"] == "response.output_text.done"]
             assert rest[-1]["type"] == "response.incomplete"
@@ -358,7 +360,7 @@ async def test_an_end_that_cannot_be_stored_is_a_failure_and_the_conversation_go
         response = await ask(world, say("Hi"), "Hello")
     assert response["status"] == "failed"
     assert response["error"]["cause"] == "storage_unavailable"
-    log = await world.chat.respond(world.owner_id, say("Again", conversation_id=response["conversation"]["id"]))
+    log = await world.chat.turns.respond(world.owner_id, say("Again", conversation_id=response["conversation"]["id"]))
     # The first attempt met the answer that still stood as running; it was ended and the turn tried again.
     generation = await world.engine.turn(2)
     generation.say("Yes")
@@ -375,8 +377,8 @@ async def test_an_end_that_fails_in_a_way_that_nobody_foresaw_is_told_to_all_who
     def wrong(*_: object, **__: object) -> None:
         raise RuntimeError("a fault of ours")
 
-    log = await world.chat.respond(world.owner_id, say("Hi"))
-    following = asyncio.create_task(events_of(await world.chat.follow(world.owner_id, log.response_id)))
+    log = await world.chat.turns.respond(world.owner_id, say("Hi"))
+    following = asyncio.create_task(events_of(await world.chat.turns.follow(world.owner_id, log.response_id)))
     with monkeypatch.context() as patch:
         target: tuple[Any, str] = (world.store, "finish_response") if broken == "the store" else (EventWriter, "end")
         patch.setattr(*target, wrong)
@@ -385,7 +387,7 @@ async def test_an_end_that_fails_in_a_way_that_nobody_foresaw_is_told_to_all_who
         generation.end()
         async with asyncio.timeout(5):
             events = await following
-        await until(lambda: world.chat.running == 0)
+        await until(lambda: world.chat.turns.running == 0)
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     assert events[-1]["type"] == "response.failed"
     response = events[-1]["response"]
@@ -415,7 +417,7 @@ async def test_what_is_wrong_with_a_turn_shows_before_anything_is_stored(world: 
     ]
     for turn, kind, code in refused:
         with pytest.raises(kind) as error:
-            await world.chat.respond(world.owner_id, turn)
+            await world.chat.turns.respond(world.owner_id, turn)
         assert error.value.code == code  # type: ignore[attr-defined]
         assert str(error.value).endswith(".")
     assert await history(world, first) == before
@@ -428,7 +430,7 @@ async def test_a_turn_that_the_engine_has_no_place_for_leaves_nothing_behind(wor
     turn = say("Again", conversation_id=first["conversation"]["id"], idempotency_key="k", request_hash="h")
     world.engine.busy = True
     with pytest.raises(EngineBusy) as error:
-        await world.chat.respond(world.owner_id, turn)
+        await world.chat.turns.respond(world.owner_id, turn)
     assert error.value.code == "server_busy"
     assert await history(world, first) == before
     world.engine.busy = False
@@ -442,22 +444,22 @@ async def test_a_turn_that_cannot_be_committed_is_not_computed(world: World, mon
     with monkeypatch.context() as patch:
         patch.setattr(world.store, "begin_response", full)
         with pytest.raises(DatabaseUnavailable):
-            await world.chat.respond(world.owner_id, say("Hi"))
+            await world.chat.turns.respond(world.owner_id, say("Hi"))
     assert [e async for e in await world.engine.turn(0)][-1].finish_reason == "cancelled"  # type: ignore[union-attr]
-    assert world.chat.running == 0
+    assert world.chat.turns.running == 0
 
 
 async def test_another_owner_s_things_do_not_exist(world: World) -> None:
     mine = await ask(world, say("Hi"), "Hello")
     other = (await world.store.owner("other")).id
     with pytest.raises(ConversationNotFound):
-        await world.chat.respond(other, say("Hi", conversation_id=mine["conversation"]["id"]))
+        await world.chat.turns.respond(other, say("Hi", conversation_id=mine["conversation"]["id"]))
     with pytest.raises(ApiError, match="There is no response"):
-        await world.chat.respond(other, say("Hi", previous_response_id=mine["id"]))
+        await world.chat.turns.respond(other, say("Hi", previous_response_id=mine["id"]))
     with pytest.raises(ResponseNotFound):
-        await world.chat.follow(other, mine["id"])
+        await world.chat.turns.follow(other, mine["id"])
     with pytest.raises(ResponseNotFound):
-        await world.chat.cancel(other, mine["id"])
+        await world.chat.turns.cancel(other, mine["id"])
 
 
 async def test_old_turns_leave_the_prompt_and_are_reported(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -473,7 +475,7 @@ async def test_old_turns_leave_the_prompt_and_are_reported(world: World, monkeyp
     assert third["context"]["dropped_item_ids"] == [item.id for item in stored[1:4]], "the newest of them"
     assert len(stored) == 6
     with pytest.raises(ContextLengthExceeded):
-        await world.chat.respond(world.owner_id, say("w " * 60, truncation="disabled", **place))
+        await world.chat.turns.respond(world.owner_id, say("w " * 60, truncation="disabled", **place))
 
 
 async def test_an_earlier_item_can_be_answered_again_and_the_first_answer_stays(world: World) -> None:
@@ -495,7 +497,7 @@ async def test_a_response_can_be_followed_by_several_others(world: World) -> Non
 
 
 async def test_without_generating_a_turn_is_stored_and_read_ahead(world: World) -> None:
-    log = await world.chat.respond(world.owner_id, say("Hi", generate=False))
+    log = await world.chat.turns.respond(world.owner_id, say("Hi", generate=False))
     events = await events_of(log.read())
     assert [e["type"] for e in events] == ["response.created", "response.in_progress", "response.completed"]
     assert events[-1]["response"]["output"] == []
@@ -504,11 +506,11 @@ async def test_without_generating_a_turn_is_stored_and_read_ahead(world: World) 
 
 
 async def test_a_reader_comes_back_at_any_number(world: World) -> None:
-    log: ResponseLog = await world.chat.respond(world.owner_id, say("Hi"))
+    log: ResponseLog = await world.chat.turns.respond(world.owner_id, say("Hi"))
     generation = await world.engine.turn(0)
     generation.say("a", "b")
     generation.end()
     everything = await events_of(log.read())
     for after in range(-1, len(everything)):
-        rest = await events_of(await world.chat.follow(world.owner_id, log.response_id, after))
+        rest = await events_of(await world.chat.turns.follow(world.owner_id, log.response_id, after))
         assert rest == everything[after + 1 :]

@@ -24,17 +24,17 @@ pytestmark = pytest.mark.anyio
 
 async def cut_short(world: World, *words: str, **fields: Any) -> dict[str, Any]:
     number = len(world.engine.asked)
-    log = await world.chat.respond(world.owner_id, say("Tell", **fields))
+    log = await world.chat.turns.respond(world.owner_id, say("Tell", **fields))
     (await world.engine.turn(number)).say(*words)
     await until(lambda: len(log) >= 4 + len(words))
-    await world.chat.cancel(world.owner_id, log.response_id)
+    await world.chat.turns.cancel(world.owner_id, log.response_id)
     final: dict[str, Any] = (await events_of(log.read()))[-1]["response"]
     return final
 
 
 async def continued(world: World, response_id: str, *words: str) -> list[dict[str, Any]]:
     number = len(world.engine.asked)
-    log = await world.chat.respond(world.owner_id, Turn((), continuation_of=response_id))
+    log = await world.chat.turns.respond(world.owner_id, Turn((), continuation_of=response_id))
     generation = await world.engine.turn(number)
     generation.say(*words)
     generation.end()
@@ -76,10 +76,10 @@ async def test_the_answer_that_was_cut_short_stays_on_a_branch_of_its_own(world:
 
 async def test_it_can_be_cut_short_and_continued_again(world: World) -> None:
     cut = await cut_short(world, "One ")
-    log = await world.chat.respond(world.owner_id, Turn((), continuation_of=cut["id"]))
+    log = await world.chat.turns.respond(world.owner_id, Turn((), continuation_of=cut["id"]))
     (await world.engine.turn(1)).say("two ")
     await asyncio.sleep(0.05)
-    await world.chat.cancel(world.owner_id, log.response_id)
+    await world.chat.turns.cancel(world.owner_id, log.response_id)
     assert text_of(await events_of(log.read())) == "One two "
     assert text_of(await continued(world, log.response_id, "three")) == "One two three"
 
@@ -88,13 +88,13 @@ async def test_after_a_restart_the_text_is_kept_and_the_rest_is_asked_for(
     world_at: Callable[[], AbstractAsyncContextManager[World]],
 ) -> None:
     async with world_at() as world:
-        log = await world.chat.respond(world.owner_id, say("Tell"))
+        log = await world.chat.turns.respond(world.owner_id, say("Tell"))
         (await world.engine.turn(0)).say("Once ", "upon ")
         await asyncio.sleep(0.6)
         events = await world.store.events(log.response_id)
         # a crash: nothing is finished, the next start finds the response running
-        world.chat._store = world.store
-        for task in world.chat._turns:
+        world.chat.turns._store = world.store
+        for task in world.chat.turns._taken:
             task.cancel()
         assert len(events) == 6
     async with world_at() as world:
@@ -117,7 +117,7 @@ async def test_only_an_answer_that_was_cut_short_has_a_rest(world: World) -> Non
     whole = await ask(world, say("Hi"), "Hello")
     for response_id, code in ((whole["id"], "unsupported_value"), ("resp_x", "previous_response_not_found")):
         with pytest.raises(ApiError) as error:
-            await world.chat.respond(world.owner_id, Turn((), continuation_of=response_id))
+            await world.chat.turns.respond(world.owner_id, Turn((), continuation_of=response_id))
         assert (error.value.code, error.value.param) == (code, "continuation_of")
 
 

@@ -94,7 +94,7 @@ async def watching(device: Device, starting_after: str | None = None) -> Any:
     finally:
         task.cancel()
         await asyncio.wait([task])
-    assert len(device.world.chat.feeds) == 0, "nobody is left behind"
+    assert len(device.world.chat.turns.feeds) == 0, "nobody is left behind"
     if not task.cancelled():
         task.result()
 
@@ -132,7 +132,7 @@ async def test_a_second_device_sees_what_the_first_one_says_and_is_answered(worl
 
 
 async def test_a_device_that_comes_in_the_middle_gets_the_answer_from_its_start(world: World) -> None:
-    log = await world.chat.respond(world.owner_id, say("Hi"))
+    log = await world.chat.turns.respond(world.owner_id, say("Hi"))
     generation = await world.engine.turn(0)
     generation.say("Hel")
     await asyncio.sleep(0.05)
@@ -162,7 +162,7 @@ async def test_an_answer_that_ends_while_the_items_are_read_is_told(
 ) -> None:
     first = await ask(world, say("Hi"), "Hello")
     conversation_id = first["conversation"]["id"]
-    begun = await world.chat.respond(world.owner_id, say("And?", conversation_id=conversation_id))
+    begun = await world.chat.turns.respond(world.owner_id, say("And?", conversation_id=conversation_id))
     generation = await world.engine.turn(1)
     read = world.store.tree
 
@@ -170,8 +170,8 @@ async def test_an_answer_that_ends_while_the_items_are_read_is_told(
         page = await read(*arguments, **options)
         generation.say("Yes")
         generation.end()
-        await world.chat.wait(world.owner_id, begun.response_id)
-        await until(lambda: world.chat.running == 0)
+        await world.chat.turns.wait(world.owner_id, begun.response_id)
+        await until(lambda: world.chat.turns.running == 0)
         return page
 
     monkeypatch.setattr(world.store, "tree", read_and_end)
@@ -184,7 +184,7 @@ async def test_a_failed_turn_is_taken_back(world: World) -> None:
     first = await ask(world, say("Hi"), "Hello")
     conversation_id = first["conversation"]["id"]
     async with watching(Device(world, conversation_id)) as device:
-        await world.chat.respond(world.owner_id, say("And?", conversation_id=conversation_id))
+        await world.chat.turns.respond(world.owner_id, say("And?", conversation_id=conversation_id))
         await device.until("response.in_progress")
         (await world.engine.turn(1)).fail()
         await device.until("conversation.item.deleted")
@@ -240,7 +240,7 @@ async def test_a_device_that_was_too_far_behind_comes_back_from_its_cursor(world
     frames = watch.frames()
     device.take(json.loads(await anext(frames)))
     for number in range(MAX_BEHIND + 1):
-        world.chat.feeds.tell(conversation_id, Signal("conversation_changed", str(number)))
+        world.chat.turns.feeds.tell(conversation_id, Signal("conversation_changed", str(number)))
     added = await world.chat.edits.append(world.owner_id, conversation_id, say("Note").input)
     told = [json.loads(text) async for text in frames]
     assert told[-1]["code"] == "subscriber_too_slow"
@@ -262,17 +262,17 @@ async def test_wherever_the_line_is_cut_the_device_has_what_is_stored(
 
         async def talk() -> None:
             await ask(world, say("One", conversation_id=conversation_id), "a", "b", "c")
-            cut = await world.chat.respond(world.owner_id, say("Two", conversation_id=conversation_id))
+            cut = await world.chat.turns.respond(world.owner_id, say("Two", conversation_id=conversation_id))
             (await world.engine.turn(len(world.engine.asked) - 1)).say("d", "e")
             await asyncio.sleep(0.01)
-            await world.chat.cancel(world.owner_id, cut.response_id)
-            await world.chat.wait(world.owner_id, cut.response_id)
+            await world.chat.turns.cancel(world.owner_id, cut.response_id)
+            await world.chat.turns.wait(world.owner_id, cut.response_id)
             number = len(world.engine.asked)
-            rest = await world.chat.respond(world.owner_id, Turn((), continuation_of=cut.response_id))
+            rest = await world.chat.turns.respond(world.owner_id, Turn((), continuation_of=cut.response_id))
             generation = await world.engine.turn(number)
             generation.say("f")
             generation.end()
-            await world.chat.wait(world.owner_id, rest.response_id)
+            await world.chat.turns.wait(world.owner_id, rest.response_id)
             await world.chat.edits.append(world.owner_id, conversation_id, say("Last").input)
 
         talking = asyncio.create_task(talk())

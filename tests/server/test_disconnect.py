@@ -20,30 +20,30 @@ pytestmark = pytest.mark.anyio
 
 async def final(world: World, response_id: str) -> dict[str, Any]:
     async with asyncio.timeout(5):
-        await world.chat.wait(world.owner_id, response_id)
+        await world.chat.turns.wait(world.owner_id, response_id)
     row = await world.store.response(world.owner_id, response_id)
     return {"status": row.status, "reason": row.incomplete_reason, "conversation": {"id": row.conversation_id}}
 
 
 @pytest.mark.parametrize("policy", ["cancel", 0.05])
 async def test_an_answer_ends_when_its_last_reader_goes(world: World, policy: Disconnect) -> None:
-    log = await world.chat.respond(world.owner_id, say("Hi", on_disconnect=policy))
+    log = await world.chat.turns.respond(world.owner_id, say("Hi", on_disconnect=policy))
     first, second = log.read(), log.read()
     (await world.engine.turn(0)).say("Hel", "lo")
     assert (await anext(first)).type == "response.created"
     first.close()
     first.close()
     await asyncio.sleep(0.1)
-    assert world.chat.running == 1, "another one reads"
+    assert world.chat.turns.running == 1, "another one reads"
     second.close()
-    await until(lambda: not world.chat.running)
+    await until(lambda: not world.chat.turns.running)
     ended = await final(world, log.response_id)
     assert (ended["status"], ended["reason"]) == ("cancelled", "disconnected")
     assert texts(await history(world, ended)) == [("user", "Hi"), ("assistant", "Hello")]
 
 
 async def test_a_reader_who_is_back_in_time_keeps_the_answer_going(world: World) -> None:
-    log = await world.chat.respond(world.owner_id, say("Hi", on_disconnect=0.2))
+    log = await world.chat.turns.respond(world.owner_id, say("Hi", on_disconnect=0.2))
     for _ in range(4):
         with log.read() as events:
             await anext(events)
@@ -59,7 +59,7 @@ async def test_a_reader_who_is_back_in_time_keeps_the_answer_going(world: World)
 
 async def test_by_default_and_in_the_background_an_answer_goes_on(world: World) -> None:
     for number, fields in enumerate(({}, {"on_disconnect": "cancel", "background": True})):
-        log = await world.chat.respond(world.owner_id, say("Hi", **fields))
+        log = await world.chat.turns.respond(world.owner_id, say("Hi", **fields))
         log.read().close()
         await asyncio.sleep(0.05)
         generation = await world.engine.turn(number)
@@ -69,10 +69,10 @@ async def test_by_default_and_in_the_background_an_answer_goes_on(world: World) 
 
 
 async def test_a_cancel_is_a_cancel_whoever_reads(world: World) -> None:
-    log = await world.chat.respond(world.owner_id, say("Hi", on_disconnect=60.0))
+    log = await world.chat.turns.respond(world.owner_id, say("Hi", on_disconnect=60.0))
     with log.read() as events:
         await anext(events)
-        await world.chat.cancel(world.owner_id, log.response_id)
+        await world.chat.turns.cancel(world.owner_id, log.response_id)
     assert (await final(world, log.response_id))["reason"] == "cancelled"
 
 
@@ -121,7 +121,7 @@ async def gone_after(world: World, path: str, body: bytes, ready: Any) -> None:
 
 
 async def test_a_waiting_turn_is_withdrawn_when_its_asker_goes(world: World) -> None:
-    log = await world.chat.respond(world.owner_id, say("Hi", conversation_key="k"))
+    log = await world.chat.turns.respond(world.owner_id, say("Hi", conversation_key="k"))
     body = b'{"input": "And?", "conversation": {"key": "k"}}'
     await gone_after(world, "/v1/responses", body, lambda: asyncio.sleep(0.1))
     generation = await world.engine.turn(0)
@@ -134,7 +134,7 @@ async def test_a_waiting_turn_is_withdrawn_when_its_asker_goes(world: World) -> 
 
 
 async def test_askers_who_go_again_and_again_leave_no_work_behind(world: World) -> None:
-    await world.chat.respond(world.owner_id, say("Hi", conversation_key="k"))
+    await world.chat.turns.respond(world.owner_id, say("Hi", conversation_key="k"))
     before = len(asyncio.all_tasks())
     body = b'{"input": "And?", "conversation": {"key": "k"}}'
     for _ in range(3):
@@ -152,7 +152,7 @@ async def test_over_http_the_asker_is_the_reader(world: World, stream: bytes) ->
         await asyncio.sleep(0.1)
 
     await gone_after(world, "/v1/responses", body, said)
-    await until(lambda: not world.chat.running)
+    await until(lambda: not world.chat.turns.running)
     conversation = (await world.store.conversations(world.owner_id)).items[0]
     path = await world.store.path(conversation.id, conversation.tip_id)
     assert [(message.text, message.status) for message in path] == [("Hi", "completed"), ("Hel", "incomplete")]

@@ -137,7 +137,7 @@ async def test_an_answer_under_way_goes_on_without_its_key(tmp_path: Path) -> No
         held.live.engine.asked[0].say("lo")
         held.live.engine.asked[0].end()
         chat = held.live.state.ready().chat
-        await chat.wait(held.owner_id, response_id)
+        await chat.turns.wait(held.owner_id, response_id)
         assert (await held.live.store.response(held.owner_id, response_id)).status == "completed"
 
 
@@ -260,10 +260,10 @@ async def test_an_answer_that_was_streamed_over_http_goes_on_without_its_key(tmp
     async with held_key(tmp_path, OFTEN_S) as held, stream(held, "response") as lines:
         await held.revoke()
         await last_frame(lines)
-        (response_id,) = held.live.state.ready().chat._running
+        (response_id,) = held.live.state.ready().chat.turns._running
         held.live.engine.asked[0].say("lo")
         held.live.engine.asked[0].end()
-        await held.live.state.ready().chat.wait(held.owner_id, response_id)
+        await held.live.state.ready().chat.turns.wait(held.owner_id, response_id)
         assert (await held.live.store.response(held.owner_id, response_id)).status == "completed"
 
 

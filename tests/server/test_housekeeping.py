@@ -20,7 +20,7 @@ async def said(world: World, *words: str, generate: bool = True) -> tuple[str, s
     """One turn; its response's and its conversation's id."""
     number = len(world.engine.asked)
     turn = Turn(input=(InputMessage("user", ("Hi",)),), generate=generate, idempotency_key="k", request_hash="h")
-    log = await world.chat.respond(world.owner_id, turn)
+    log = await world.chat.turns.respond(world.owner_id, turn)
     if generate:
         generation = await world.engine.turn(number)
         generation.say(*words)
@@ -35,21 +35,21 @@ async def test_after_its_log_is_removed_an_answer_is_still_read_and_a_repeat_sti
     world: World, generate: bool
 ) -> None:
     response_id, conversation_id = await said(world, "Hel", "lo", generate=generate)
-    before = [json.loads(e.payload) async for e in await world.chat.follow(world.owner_id, response_id)]
+    before = [json.loads(e.payload) async for e in await world.chat.turns.follow(world.owner_id, response_id)]
     await clean(world.store, Retention(60, 60), LATER_S)
     assert await world.store.events(response_id) == []
-    after = [json.loads(e.payload) async for e in await world.chat.follow(world.owner_id, response_id)]
+    after = [json.loads(e.payload) async for e in await world.chat.turns.follow(world.owner_id, response_id)]
     assert after[-1]["response"] == before[-1]["response"]
     assert [event["sequence_number"] for event in after] == list(range(len(after)))
     assert "".join(event.get("delta", "") for event in after) == ("Hello" if generate else "")
     for event in after:
         check_frame(event)
     for number in range(len(before) - 1):  # as they were when it was streamed
-        rest = [json.loads(e.payload) async for e in await world.chat.follow(world.owner_id, response_id, number)]
+        rest = [json.loads(e.payload) async for e in await world.chat.turns.follow(world.owner_id, response_id, number)]
         assert rest[-1] == after[-1]
         assert not generate or number < 3 or "Hello" in [event.get("text") for event in rest]
     turn = Turn(input=(InputMessage("user", ("Hi",)),), generate=generate, idempotency_key="k", request_hash="h")
-    assert (await world.chat.respond(world.owner_id, turn)).response_id == response_id
+    assert (await world.chat.turns.respond(world.owner_id, turn)).response_id == response_id
     conversation = await world.store.conversation(world.owner_id, conversation_id)
     assert len(await world.store.path(conversation.id, conversation.tip_id)) == (2 if generate else 1)
 
@@ -79,7 +79,7 @@ async def test_a_store_that_cannot_be_written_now_is_tried_again(world: World, m
 
     monkeypatch.setattr(world.store, "remove_old_logs", full)
     keeper = asyncio.create_task(
-        keep_house(world.store, world.chat.orphans.end_all, Retention(60, 60), lambda: LATER_S, interval_s=0.001)
+        keep_house(world.store, world.chat.turns.orphans.end_all, Retention(60, 60), lambda: LATER_S, interval_s=0.001)
     )
     for _ in range(3):
         await tries.acquire()

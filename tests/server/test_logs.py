@@ -96,7 +96,7 @@ async def test_a_fault_of_ours_is_logged_with_its_place_and_without_its_words(
     assert answer.headers["x-request-id"] in shown
     assert "builtins.RuntimeError" in shown
     assert "builtins.ValueError" in shown
-    assert "chat.py" in shown
+    assert "stored_turns.py" in shown
     assert SECRET not in shown + answer.text
 
 

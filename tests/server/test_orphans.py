@@ -35,7 +35,7 @@ async def orphan(world: World, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any
         response = await ask(world, REPEAT, "Hello")
     assert response["status"] == "failed"
     assert (await world.store.response(world.owner_id, response["id"])).status == "in_progress"
-    await until(lambda: world.chat.running == 0)
+    await until(lambda: world.chat.turns.running == 0)
     return response
 
 
@@ -45,12 +45,12 @@ async def stored(world: World, response: dict[str, Any]) -> ResponseRow:
 
 async def test_following_it_ends_with_a_terminal_event(world: World, orphan: dict[str, Any]) -> None:
     for after in (-1, 3, 100):
-        events = await events_of(await world.chat.follow(world.owner_id, orphan["id"], after))
+        events = await events_of(await world.chat.turns.follow(world.owner_id, orphan["id"], after))
         assert events[-1]["type"] == "response.incomplete"
 
 
 async def test_a_repeat_under_its_key_gets_an_end_and_no_second_answer(world: World, orphan: dict[str, Any]) -> None:
-    log = await world.chat.respond(world.owner_id, REPEAT)
+    log = await world.chat.turns.respond(world.owner_id, REPEAT)
     final = (await events_of(log.read()))[-1]["response"]
     assert (final["id"], final["status"]) == (orphan["id"], "incomplete")
     assert len(world.engine.asked) == 1
@@ -58,13 +58,13 @@ async def test_a_repeat_under_its_key_gets_an_end_and_no_second_answer(world: Wo
 
 async def test_it_has_ended_for_who_cancels_it(world: World, orphan: dict[str, Any]) -> None:
     with pytest.raises(ApiError) as error:
-        await world.chat.cancel(world.owner_id, orphan["id"])
+        await world.chat.turns.cancel(world.owner_id, orphan["id"])
     assert error.value.code == "response_not_active"
     assert (await stored(world, orphan)).status == "incomplete"
 
 
 async def test_its_cause_is_no_restart(world: World, orphan: dict[str, Any]) -> None:
-    events = await events_of(await world.chat.follow(world.owner_id, orphan["id"]))
+    events = await events_of(await world.chat.turns.follow(world.owner_id, orphan["id"]))
     assert events[-1]["response"]["incomplete_details"] == {"reason": None, "cause": "end_not_stored"}
     assert (await stored(world, orphan)).incomplete_reason == "end_not_stored"
 
@@ -72,7 +72,7 @@ async def test_its_cause_is_no_restart(world: World, orphan: dict[str, Any]) -> 
 async def test_it_can_be_continued(world: World, orphan: dict[str, Any]) -> None:
     assert (await ask(world, Turn((), continuation_of=orphan["id"]), " you"))["status"] == "completed"
     with pytest.raises(ApiError) as error:
-        await world.chat.respond(world.owner_id, Turn((), continuation_of="resp_unknown"))
+        await world.chat.turns.respond(world.owner_id, Turn((), continuation_of="resp_unknown"))
     assert error.value.code == "previous_response_not_found"
 
 
@@ -136,15 +136,15 @@ async def test_where_its_end_still_cannot_be_stored_that_is_the_error(
     conversation_id, (question,) = orphan["conversation"]["id"], (await stored(world, orphan)).input_ids
     edits = world.chat.edits
     ways: list[Callable[[], Awaitable[object]]] = [
-        lambda: world.chat.follow(world.owner_id, orphan["id"]),
-        lambda: world.chat.wait(world.owner_id, orphan["id"]),
-        lambda: world.chat.cancel(world.owner_id, orphan["id"]),
-        lambda: world.chat.respond(world.owner_id, REPEAT),
-        lambda: world.chat.respond(world.owner_id, say("Again", conversation_id=conversation_id)),
+        lambda: world.chat.turns.follow(world.owner_id, orphan["id"]),
+        lambda: world.chat.turns.wait(world.owner_id, orphan["id"]),
+        lambda: world.chat.turns.cancel(world.owner_id, orphan["id"]),
+        lambda: world.chat.turns.respond(world.owner_id, REPEAT),
+        lambda: world.chat.turns.respond(world.owner_id, say("Again", conversation_id=conversation_id)),
         lambda: edits.append(world.owner_id, conversation_id, say("Note").input),
         lambda: edits.delete_item(world.owner_id, conversation_id, question),
         lambda: edits.delete(world.owner_id, conversation_id),
-        world.chat.orphans.end_all,
+        world.chat.turns.orphans.end_all,
     ]
     monkeypatch.setattr(world.store, "finish_response", full)
     for way in ways:
@@ -160,7 +160,7 @@ async def test_housekeeping_ends_those_that_nobody_meets(
 
         async def end() -> None:
             ended.append(-1)
-            ended[-1] = await world.chat.orphans.end_all()
+            ended[-1] = await world.chat.turns.orphans.end_all()
 
         keeping = keep_house(world.store, end, Retention(60, 60), lambda: 2000.0, interval_s=0.001)
         keeper = asyncio.create_task(keeping)
@@ -176,9 +176,9 @@ async def test_housekeeping_ends_those_that_nobody_meets(
 
 
 async def test_an_answer_under_way_is_none(world: World) -> None:
-    log = await world.chat.respond(world.owner_id, say("Hi"))
-    assert await world.chat.orphans.end_all() == 0
-    assert (await world.chat.orphans.response(world.owner_id, log.response_id)).status == "in_progress"
+    log = await world.chat.turns.respond(world.owner_id, say("Hi"))
+    assert await world.chat.turns.orphans.end_all() == 0
+    assert (await world.chat.turns.orphans.response(world.owner_id, log.response_id)).status == "in_progress"
     with pytest.raises(ConversationBusy):
         await world.chat.edits.delete(world.owner_id, log.conversation_id)
     await answer(world, 0, "Hello")
@@ -186,12 +186,12 @@ async def test_an_answer_under_way_is_none(world: World) -> None:
 
 
 async def test_what_ended_after_it_was_read_stays_as_it_ended(world: World) -> None:
-    log = await world.chat.respond(world.owner_id, say("Hi"))
+    log = await world.chat.turns.respond(world.owner_id, say("Hi"))
     read_before = await world.store.response(world.owner_id, log.response_id)
     await answer(world, 0, "Hello")
     await events_of(log.read())
-    await until(lambda: world.chat.running == 0)
-    assert (await world.chat.orphans.settled(world.owner_id, read_before)).status == "completed"
+    await until(lambda: world.chat.turns.running == 0)
+    assert (await world.chat.turns.orphans.settled(world.owner_id, read_before)).status == "completed"
     await world.store.delete_response(world.owner_id, log.response_id)
     with pytest.raises(ResponseNotFound):
-        await world.chat.orphans.settled(world.owner_id, read_before)
+        await world.chat.turns.orphans.settled(world.owner_id, read_before)

@@ -167,7 +167,7 @@ async def test_a_cancel_reaches_a_turn_that_still_waits(world: World) -> None:
     async with connected(world, conversation.id) as line:
         line.add(text("Hi"))
         await line.until("conversation.item.done")
-        async with world.chat._places.hold(conversation.id):
+        async with world.chat.turns.places.hold(conversation.id):
             line.say("response.create")
             line.say("response.cancel")
             line.say("response.cancel")
@@ -350,9 +350,9 @@ async def test_a_client_that_goes_leaves_its_answer_running(world: World) -> Non
         line.say("response.create", response={"conversation": "none"})
         await world.engine.turn(1)
     await until(lambda: world.engine.asked[1].cancelled)
-    assert world.chat.running == 1
+    assert world.chat.turns.running == 1
     await answer(world, 0, "Hello")
-    await world.chat.wait(world.owner_id, created["id"])
+    await world.chat.turns.wait(world.owner_id, created["id"])
     assert (await world.store.response(world.owner_id, created["id"])).status == "completed"
 
 
@@ -385,7 +385,7 @@ def test_any_event_is_a_command_or_is_refused_with_a_code(event: Json) -> None:
 
 
 async def test_what_waits_is_bounded_in_bytes(world: World) -> None:
-    log = await world.chat.respond(world.owner_id, say("Hi"))
+    log = await world.chat.turns.respond(world.owner_id, say("Hi"))
     async with connected(world, log.conversation_id) as line:
         for _ in range(3):
             line.add(picture(b"x" * 300_000))

@@ -172,10 +172,10 @@ async def test_a_client_that_goes_away_leaves_its_turn_running(world: World) -> 
         line.say("response.create", input="Hi")
         created = await line.until("response.created")
     generation = await world.engine.turn(0)
-    assert world.chat.running == 1
+    assert world.chat.turns.running == 1
     generation.say("Hello")
     generation.end()
-    events = [e async for e in await world.chat.follow(world.owner_id, created["response"]["id"])]
+    events = [e async for e in await world.chat.turns.follow(world.owner_id, created["response"]["id"])]
     assert events[-1].type == "response.completed"
 
 
@@ -188,7 +188,7 @@ async def test_a_client_whose_line_breaks_while_it_is_sent_to_leaves_its_turn_ru
         generation.say("Hello")
         generation.end()
         await asyncio.sleep(0.05)
-    assert world.chat.running == 0
+    assert world.chat.turns.running == 0
 
 
 async def test_binary_frames_belong_to_the_next_create(world: World, png: bytes) -> None:
@@ -329,4 +329,4 @@ async def test_a_connection_watches_a_conversation_that_another_one_talks_in(wor
         assert (await line.until("error"))["code"] == "conversation_not_found"
         line.say("conversation.subscribe", conversation="conv_x")
         assert (await line.until("error"))["code"] == "conversation_not_found"
-    await until(lambda: len(world.chat.feeds) == 0)
+    await until(lambda: len(world.chat.turns.feeds) == 0)

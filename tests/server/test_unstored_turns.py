@@ -52,7 +52,7 @@ async def test_an_unstored_answer_is_followed_up_here_and_found_nowhere_else(wor
         with pytest.raises(ResponseNotFound):
             await world.store.response(world.owner_id, made["id"])
         with pytest.raises(ApiError) as error:
-            await world.chat.respond(world.owner_id, say("x", previous_response_id=made["id"]))
+            await world.chat.turns.respond(world.owner_id, say("x", previous_response_id=made["id"]))
         assert error.value.code == "previous_response_not_found"
         with pytest.raises(ApiError) as error:
             await world.chat.unstored().respond(world.owner_id, say("x", store=False, previous_response_id=made["id"]))

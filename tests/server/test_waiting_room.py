@@ -119,7 +119,7 @@ async def test_repeats_of_a_turn_that_waits_are_bounded_too(tmp_path: Path) -> N
 async def test_items_go_with_the_client_that_waits_for_them(tmp_path: Path) -> None:
     async with live_server(tmp_path, max_frame_bytes=MOST_BYTES) as live, client_of(live) as client:
         conversation_id = await begun(client)
-        room = live.state.ready().chat._room
+        room = live.state.ready().chat.turns.room
         async with client_of(live) as leaving:
             waits = adding(leaving, conversation_id)
             await live.until(lambda: room._waiting)
@@ -131,7 +131,7 @@ async def test_items_go_with_the_client_that_waits_for_them(tmp_path: Path) -> N
 
 
 async def test_items_that_nobody_waits_for_are_held_no_longer(world: World) -> None:
-    log = await world.chat.respond(world.owner_id, say("Hi"))
+    log = await world.chat.turns.respond(world.owner_id, say("Hi"))
     words = Words("Later")
     kept = weakref.ref(words)
     said = (InputMessage("user", (words,)),)
@@ -163,7 +163,9 @@ async def test_items_that_are_being_stored_as_their_sender_leaves_are_told_to_wh
 
     monkeypatch.setattr(world.store, "add_items", slow)
     told: list[str] = []
-    monkeypatch.setattr(world.chat.feeds, "tell", lambda _, *signals: told.extend(signal.what for signal in signals))
+    monkeypatch.setattr(
+        world.chat.turns.feeds, "tell", lambda _, *signals: told.extend(signal.what for signal in signals)
+    )
     adding = asyncio.create_task(world.chat.edits.append(world.owner_id, made.id, say("Note").input))
     await storing.wait()
     adding.cancel()
@@ -173,6 +175,6 @@ async def test_items_that_are_being_stored_as_their_sender_leaves_are_told_to_wh
     with pytest.raises(asyncio.CancelledError):
         await adding
     assert told == ["item_added"]
-    answered = await world.chat.respond(world.owner_id, Turn((), made.id))
+    answered = await world.chat.turns.respond(world.owner_id, Turn((), made.id))
     (await world.engine.turn(0)).end()
     assert (await events_of(answered.read()))[-1]["type"] == "response.completed"
