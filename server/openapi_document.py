@@ -13,6 +13,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from idefics_chat.server import wire_completions as completions
+from idefics_chat.server import wire_library as library
 from idefics_chat.server import wire_objects as wire
 from idefics_chat.server.chat_completions_request import ChatCompletionCreate
 from idefics_chat.server.conversation_objects import (
@@ -44,34 +46,34 @@ class Operation:
 
 
 OPERATIONS: Mapping[tuple[str, str], Operation] = {
-    ("get", "/v1/models"): Operation(wire.ModelList),
-    ("get", "/v1/models/{model}"): Operation(wire.ModelObject),
+    ("get", "/v1/models"): Operation(library.ModelList),
+    ("get", "/v1/models/{model}"): Operation(library.ModelObject),
     ("post", "/v1/responses"): Operation(wire.ResponseObject, HttpResponseCreate, streams=True),
     ("post", "/v1/responses/input_tokens"): Operation(wire.InputTokens, HttpResponseCreate),
     ("get", "/v1/responses/{response_id}"): Operation(wire.ResponseObject, streams=True),
     ("delete", "/v1/responses/{response_id}"): Operation(wire.DeletedResponse),
     ("post", "/v1/responses/{response_id}/cancel"): Operation(wire.ResponseObject),
-    ("get", "/v1/responses/{response_id}/input_items"): Operation(wire.ItemList),
-    ("post", "/v1/conversations"): Operation(wire.ConversationObject, ConversationCreate),
-    ("get", "/v1/conversations"): Operation(wire.ConversationList),
-    ("get", "/v1/conversations/search"): Operation(wire.HitList),
-    ("get", "/v1/conversations/{conversation_id}"): Operation(wire.ConversationObject),
-    ("post", "/v1/conversations/{conversation_id}"): Operation(wire.ConversationObject, ConversationUpdate),
-    ("delete", "/v1/conversations/{conversation_id}"): Operation(wire.DeletedConversation),
-    ("post", "/v1/conversations/{conversation_id}/fork"): Operation(wire.ConversationObject, ConversationFork),
-    ("get", "/v1/conversations/{conversation_id}/items"): Operation(wire.ItemList),
-    ("post", "/v1/conversations/{conversation_id}/items"): Operation(wire.ItemList, ItemsCreate),
+    ("get", "/v1/responses/{response_id}/input_items"): Operation(library.ItemList),
+    ("post", "/v1/conversations"): Operation(library.ConversationObject, ConversationCreate),
+    ("get", "/v1/conversations"): Operation(library.ConversationList),
+    ("get", "/v1/conversations/search"): Operation(library.HitList),
+    ("get", "/v1/conversations/{conversation_id}"): Operation(library.ConversationObject),
+    ("post", "/v1/conversations/{conversation_id}"): Operation(library.ConversationObject, ConversationUpdate),
+    ("delete", "/v1/conversations/{conversation_id}"): Operation(library.DeletedConversation),
+    ("post", "/v1/conversations/{conversation_id}/fork"): Operation(library.ConversationObject, ConversationFork),
+    ("get", "/v1/conversations/{conversation_id}/items"): Operation(library.ItemList),
+    ("post", "/v1/conversations/{conversation_id}/items"): Operation(library.ItemList, ItemsCreate),
     ("get", "/v1/conversations/{conversation_id}/items/{item_id}"): Operation(wire.Item),
-    ("delete", "/v1/conversations/{conversation_id}/items/{item_id}"): Operation(wire.ConversationObject),
-    ("post", "/v1/files"): Operation(wire.FileObject, FileForm),
-    ("get", "/v1/files"): Operation(wire.FileList),
-    ("get", "/v1/files/{file_id}"): Operation(wire.FileObject),
+    ("delete", "/v1/conversations/{conversation_id}/items/{item_id}"): Operation(library.ConversationObject),
+    ("post", "/v1/files"): Operation(library.FileObject, FileForm),
+    ("get", "/v1/files"): Operation(library.FileList),
+    ("get", "/v1/files/{file_id}"): Operation(library.FileObject),
     ("get", "/v1/files/{file_id}/content"): Operation(raw="image/*"),
-    ("delete", "/v1/files/{file_id}"): Operation(wire.DeletedFile),
-    ("post", "/v1/chat/completions"): Operation(wire.ChatCompletionObject, ChatCompletionCreate, streams=True),
+    ("delete", "/v1/files/{file_id}"): Operation(library.DeletedFile),
+    ("post", "/v1/chat/completions"): Operation(completions.ChatCompletionObject, ChatCompletionCreate, streams=True),
     ("get", "/metrics"): Operation(raw="text/plain"),
-    ("get", "/healthz"): Operation(wire.Health),
-    ("get", "/readyz"): Operation(wire.Readiness),
+    ("get", "/healthz"): Operation(library.Health),
+    ("get", "/readyz"): Operation(library.Readiness),
 }
 
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal
 
+from idefics_chat.server.wire_library import ConversationObject
 from idefics_chat.server.wire_objects import (
-    ConversationObject,
     ErrorBody,
     Item,
     Logprob,
