@@ -58,10 +58,11 @@ async def identify(store: Store, key: str | None, *, require_key: bool, reads: b
     Raises:
         ApiError: `invalid_api_key`, `insufficient_scope`.
     """
-    if key is not None and (owner := await store.owner_of_key(key_hash(key))) is not None:
+    is_ours = key is not None and key.startswith(KEY_PREFIX)
+    if key is not None and is_ours and (owner := await store.owner_of_key(key_hash(key))) is not None:
         await _check_scope(store, key, {"chat", "read"} if reads else {"chat"})
         return Identity(owner, key_hash(key))
-    if key is not None and (require_key or key.startswith(KEY_PREFIX)):
+    if key is not None and (require_key or is_ours):
         message = (
             "This key is not one of this server's, or no longer works; make one with: idefics-chat keys create NAME."
         )
