@@ -1,5 +1,7 @@
 """What the store promises to the rest of the house."""
 
+import asyncio
+import threading
 from dataclasses import replace
 
 import pytest
@@ -29,6 +31,22 @@ pytestmark = pytest.mark.anyio
 async def test_an_owner_is_made_once_and_found_again(store):
     assert await store.owner("ada") == await store.owner("ada")
     assert (await store.owner("ada")).id != (await store.owner("bob")).id
+
+
+async def test_an_owner_that_there_is_is_found_while_the_writer_is_busy(store, owner):
+    begun, ended = threading.Event(), threading.Event()
+
+    def write_long(connection: object) -> None:
+        begun.set()
+        ended.wait(30)
+
+    writing = asyncio.create_task(store._write(write_long))
+    await asyncio.to_thread(begun.wait, 30)
+    async with asyncio.timeout(10):
+        assert await store.owner(owner.name) == owner
+    assert not writing.done()
+    ended.set()
+    await writing
 
 
 async def test_a_key_acts_for_its_owner_and_an_unknown_one_for_nobody(store, owner):
@@ -153,6 +171,15 @@ async def test_a_turn_is_read_back_as_it_was_written(store, owner, talk):
     assert await store.item(owner.id, row.output_id) == ("conv_1", talk.answer(row))
     assert await store.image(owner.id, image.digest) == image
     assert await store.image_data(image.digest) == image.data
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 15, 16, 63, 64, 65, 150])
+async def test_any_number_of_events_is_added_in_order(store, owner, talk, count):
+    await store.create_conversation(owner.id, id="conv_1")
+    row = await store.begin_response(owner.id, talk.new("conv_1"), talk.events(2))
+    events = [replace(event, payload=f"{event.sequence_number}: naïve 🦊") for event in talk.events(count, 2)]
+    await store.append_events(row.id, events)
+    assert await store.events(row.id) == [*talk.events(2), *events]
 
 
 async def test_several_input_items_stand_in_their_order_and_keep_their_parts_order(store, owner, talk):
