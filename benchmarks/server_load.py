@@ -23,7 +23,6 @@ import contextlib
 import json
 import multiprocessing
 import os
-import re
 import resource
 import socket
 import statistics
@@ -47,13 +46,10 @@ from idefics_chat.server.settings import Settings
 from tests.end_to_end.server_process import ServerProcess
 
 STREAMS = 16
+ROUND_S = 600.0
 QUESTION = "What is in this image?"
 SAMPLING: dict[str, Any] = {"temperature": 2.0, "repetition_penalty": 10.0}
 """With this the small model talks for long: the penalty falls on the end token too."""
-
-ENDED = re.compile(rb'"type":"response\.(?:completed|incomplete)".*"output_tokens":(\d+)', re.DOTALL)
-LONGEST_END = 4096
-"""Bytes of the event that ends an answer, at most, where its text is short."""
 
 EVENT_BYTES = 177
 """Of a piece of text as an event, with the websocket's frame."""
@@ -74,49 +70,77 @@ class Client(asyncio.Protocol):
         self._transport = transport
         self.open = asyncio.get_running_loop().create_future()
         self.lost = False
+        self._unread = bytearray()
         self._told: asyncio.Future[int] | None = None
-        self._rest = b""
         self.arrivals_s: list[float] = []
         transport.write(UPGRADE)
 
     async def ask(self, request: dict[str, Any]) -> int:
         """The tokens of an answer, once it has ended; `arrivals_s` are the moments at which pieces of it came."""
+        if self.lost:
+            raise SystemExit("the server closed the connection")
         self._told = asyncio.get_running_loop().create_future()
-        self._rest, self.arrivals_s = b"", []
-        text = json.dumps(request).encode()
-        length = (
-            struct.pack(">BBH", 0x81, 0x80 | 126, len(text)) if len(text) > 125 else bytes((0x81, 0x80 | len(text)))
-        )
-        self._transport.write(length + bytes(4) + text)
+        self.arrivals_s = []
+        self._send(0x1, json.dumps(request).encode())
         return await self._told
 
     def leave(self) -> None:
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
+        self._unread += data
         if not self.open.done():
-            self.open.set_result(data.startswith(b"HTTP/1.1 101"))
-        elif data[0] == 0x89:
-            self._transport.write(struct.pack("BB", 0x8A, 0x80 | data[1]) + bytes(4) + data[2 : 2 + data[1]])
-        elif self._told is not None and not self._told.done():
-            self._look(self._told, data)
+            head, end, rest = self._unread.partition(b"\r\n\r\n")
+            if not end:
+                return
+            self._unread = rest
+            self.open.set_result(head.startswith(b"HTTP/1.1 101"))
+        while (frame := self._frame()) is not None:
+            self._look(*frame)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
         if not self.open.done():
             self.open.set_result(False)
-        if self._told is not None and not self._told.done():
-            self._told.set_exception(SystemExit("the server closed the connection"))
+        self._fail("the server closed the connection")
 
-    def _look(self, told: "asyncio.Future[int]", data: bytes) -> None:
-        if b'"response.output_text.delta"' in data:
+    def _send(self, opcode: int, payload: bytes) -> None:
+        size = len(payload)
+        length = struct.pack(">BH", 0x80 | 126, size) if size > 125 else bytes([0x80 | size])
+        self._transport.write(bytes([0x80 | opcode]) + length + bytes(4) + payload)
+
+    def _frame(self) -> tuple[int, bytes] | None:
+        """Opcode and payload of the next frame, taken off what is unread; None while it is not whole."""
+        unread = self._unread
+        if len(unread) < 2:
+            return None
+        form = {126: ">H", 127: ">Q"}.get(unread[1])
+        start = 2 if form is None else 2 + struct.calcsize(form)
+        if len(unread) < start:
+            return None
+        end = start + (unread[1] if form is None else struct.unpack_from(form, unread, 2)[0])
+        if len(unread) < end:
+            return None
+        frame = unread[0] & 0xF, bytes(unread[start:end])
+        del unread[:end]
+        return frame
+
+    def _look(self, opcode: int, payload: bytes) -> None:
+        if opcode == 0x9:
+            self._send(0xA, payload)
+        elif opcode == 0x8:
+            self._fail(f"the server closed the connection: {payload!r}")
+        elif payload.startswith(b'{"type":"response.output_text.delta"'):
             self.arrivals_s.append(time.perf_counter())
-        seen = self._rest + data
-        if b'"type":"error"' in seen:
-            told.set_exception(SystemExit(f"the server refused: {seen!r}"))
-        elif found := ENDED.search(seen):
-            told.set_result(int(found[1]))
-        self._rest = seen[-LONGEST_END:]
+        elif payload.startswith((b'{"type":"response.completed"', b'{"type":"response.incomplete"')):
+            assert self._told is not None
+            self._told.set_result(json.loads(payload)["response"]["usage"]["output_tokens"])
+        elif payload.startswith((b'{"type":"response.failed"', b'{"type":"error"')):
+            self._fail(f"the server said: {payload!r}")
+
+    def _fail(self, why: str) -> None:
+        if self._told is not None and not self._told.done():
+            self._told.set_exception(SystemExit(why))
 
 
 async def open_clients(address: str, count: int) -> list[Client]:
@@ -136,7 +160,8 @@ async def served_round(clients: Sequence[Client], seed: int, most: int) -> tuple
     """Tokens a second of an answer to each client at once, all together, and the seconds between their pieces."""
     request = {"type": "response.create", "input": QUESTION, "max_output_tokens": most, **SAMPLING}
     started = time.perf_counter()
-    tokens = await asyncio.gather(*(client.ask({**request, "seed": seed + n}) for n, client in enumerate(clients)))
+    async with asyncio.timeout(ROUND_S):
+        tokens = await asyncio.gather(*(client.ask({**request, "seed": seed + n}) for n, client in enumerate(clients)))
     seconds = time.perf_counter() - started
     gaps = [later - earlier for client in clients for earlier, later in pairwise(client.arrivals_s)]
     return sum(tokens) / seconds, gaps
@@ -153,16 +178,12 @@ async def _engine_rounds(asked: Connection, model: str, most: int, threads: int)
     engine = load_engine(Settings(model=model, cpu_threads=threads))
     while (told := await asyncio.to_thread(asked.recv)) is not None:
         seed, port = told
-        started = time.perf_counter()
-        counts = await asyncio.gather(*(_engine_stream(engine, seed + n, most, port) for n in range(STREAMS)))
-        asked.send(sum(counts) / (time.perf_counter() - started))
+        async with contextlib.AsyncExitStack() as stack:
+            lines = [None if port is None else await stack.enter_async_context(_line(port)) for _ in range(STREAMS)]
+            started = time.perf_counter()
+            streams = (_engine_tokens(engine, seed + n, most, line) for n, line in enumerate(lines))
+            asked.send(sum(await asyncio.gather(*streams)) / (time.perf_counter() - started))
     await engine.aclose()
-
-
-async def _engine_stream(engine: Any, seed: int, most: int, port: int | None) -> int:
-    async with contextlib.AsyncExitStack() as stack:
-        line = None if port is None else await stack.enter_async_context(_line(port))
-        return await _engine_tokens(engine, seed, most, line)
 
 
 @contextlib.asynccontextmanager

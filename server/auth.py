@@ -53,16 +53,17 @@ def presented_key(headers: Mapping[str, str], subprotocols: Sequence[str] = ()) 
 
 
 async def identify(store: Store, key: str | None, *, require_key: bool, reads: bool = False) -> Identity:
-    """The owner of the key. `reads`: what is asked changes nothing, so that the scope `read` is enough.
+    """The owner of the key, which begins with `KEY_PREFIX`: nothing else is looked up. `reads`: what is asked changes
+    nothing, so that the scope `read` is enough.
 
     Raises:
         ApiError: `invalid_api_key`, `insufficient_scope`.
     """
-    is_ours = key is not None and key.startswith(KEY_PREFIX)
-    if key is not None and is_ours and (owner := await store.owner_of_key(key_hash(key))) is not None:
-        await _check_scope(store, key, {"chat", "read"} if reads else {"chat"})
-        return Identity(owner, key_hash(key))
-    if key is not None and (require_key or is_ours):
+    ours = key if key is not None and key.startswith(KEY_PREFIX) else None
+    if ours is not None and (owner := await store.owner_of_key(key_hash(ours))) is not None:
+        await _check_scope(store, ours, {"chat", "read"} if reads else {"chat"})
+        return Identity(owner, key_hash(ours))
+    if ours is not None or (key is not None and require_key):
         message = (
             "This key is not one of this server's, or no longer works; make one with: idefics-chat keys create NAME."
         )

@@ -42,7 +42,7 @@ class ChatService:
         self._tasks = asyncio.TaskGroup()
         self._stopping = False
         self._readiness = Readiness(store.check_writable)
-        self.turns = StoredTurns(
+        self.turns = turns = StoredTurns(
             store,
             engine,
             preparation,
@@ -55,7 +55,6 @@ class ChatService:
         )
         """Turns that are stored."""
 
-        turns = self.turns
         self.edits = ConversationEdits(
             store, preparation, turns.places, turns.room, turns.feeds, turns.orphans, make_id=make_id
         )

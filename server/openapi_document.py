@@ -72,8 +72,8 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("delete", "/v1/files/{file_id}"): Operation(library.DeletedFile),
     ("post", "/v1/chat/completions"): Operation(completions.ChatCompletionObject, ChatCompletionCreate, streams=True),
     ("get", "/metrics"): Operation(raw="text/plain"),
-    ("get", "/healthz"): Operation(library.Health),
-    ("get", "/readyz"): Operation(library.Readiness),
+    ("get", "/healthz"): Operation(wire.Health),
+    ("get", "/readyz"): Operation(wire.Readiness),
 }
 
 

@@ -1,4 +1,4 @@
-"""What is kept and listed: conversations, files, models, and the server's own state, as models. Pure.
+"""What is kept and listed: conversations, files and models of the server, as models. Pure.
 
 See wire_objects.py.
 """
@@ -109,15 +109,3 @@ class ModelList(WireObject):
 
     object: Literal["list"]
     data: list[ModelObject]
-
-
-class Health(WireObject):
-    """The process answers."""
-
-    status: Literal["ok"]
-
-
-class Readiness(WireObject):
-    """The model is loaded and the database can be written."""
-
-    status: Literal["ready"]

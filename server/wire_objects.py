@@ -215,3 +215,15 @@ class InputTokens(WireObject):
 
     object: Literal["response.input_tokens"]
     input_tokens: int
+
+
+class Health(WireObject):
+    """The process answers."""
+
+    status: Literal["ok"]
+
+
+class Readiness(WireObject):
+    """The model is loaded and the database can be written."""
+
+    status: Literal["ready"]

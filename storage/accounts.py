@@ -32,7 +32,7 @@ OWNER_BY_KEY = Prepared(
         or_(KeyRecord.expires_at.is_(None), KeyRecord.expires_at > bindparam("now")),
     )
 )
-KEY = select(KeyRecord.__table__).where(KeyRecord.key_hash == bindparam("key_hash"))
+KEY = Prepared(select(KeyRecord.__table__).where(KeyRecord.key_hash == bindparam("key_hash")))
 KEYS = (
     select(KeyRecord.__table__)
     .where(KeyRecord.owner_id == bindparam("owner_id"))
@@ -45,8 +45,11 @@ CONVERSATION = Prepared(
         ConversationRecord.deleted_at.is_(None),
     )
 )
-CONVERSATION_BY_KEY = select(ConversationRecord.__table__).where(
-    ConversationRecord.owner_id == bindparam("owner_id"), ConversationRecord.external_key == bindparam("external_key")
+CONVERSATION_BY_KEY = Prepared(
+    select(ConversationRecord.__table__).where(
+        ConversationRecord.owner_id == bindparam("owner_id"),
+        ConversationRecord.external_key == bindparam("external_key"),
+    )
 )
 
 
@@ -133,7 +136,7 @@ def get_or_create_conversation(
     connection: Connection, owner_id: str, external_key: str, conversation_id: str, now: float
 ) -> Conversation:
     """The owner's conversation of that key, made under `conversation_id` if there is none."""
-    row = connection.execute(CONVERSATION_BY_KEY, {"owner_id": owner_id, "external_key": external_key}).one_or_none()
+    row = CONVERSATION_BY_KEY.one(connection, {"owner_id": owner_id, "external_key": external_key})
     if row is not None:
         return rows.read_conversation(row)
     return create_conversation(connection, owner_id, conversation_id, external_key, None, now)

@@ -34,11 +34,10 @@ class ConstraintError(Exception):
 
 
 class Prepared:
-    """A statement, compiled. `columns` are those that an insert gives values for, by default all of its table's."""
+    """A statement, compiled."""
 
-    def __init__(self, statement: SelectBase | UpdateBase, columns: Sequence[str] | None = None) -> None:
+    def __init__(self, statement: SelectBase | UpdateBase) -> None:
         self.statement: Any = statement
-        self._columns = columns
         self._kind: str | None = None
         names = statement.selected_columns.keys() if isinstance(statement, SelectBase) else []
         self._make_row = _row_maker(names)
@@ -84,7 +83,7 @@ class Prepared:
         return cursor
 
     def _compile(self, dialect: Dialect) -> None:
-        compiled = self.statement.compile(dialect=dialect, column_keys=self._columns)
+        compiled = self.statement.compile(dialect=dialect)
         self._sql = str(compiled)
         fixed = {name: value for name, value in compiled.params.items() if value is not None}
         self._values = _values_getter(compiled.positiontup or (), fixed)

@@ -87,7 +87,7 @@ EVENTS = Prepared(
     .where(EventRecord.response_id == bindparam("response_id"), EventRecord.sequence_number > bindparam("after"))
     .order_by(EventRecord.sequence_number)
 )
-IMAGE_OF_OWNER = (
+IMAGE_OF_OWNER = Prepared(
     select(ImageRecord.digest, ImageRecord.media_type, ImageRecord.width, ImageRecord.height, ImageDataRecord.data)
     .join(ImageDataRecord, ImageDataRecord.digest == ImageRecord.digest)
     .where(
@@ -112,7 +112,7 @@ IMAGE_OF_OWNER = (
         ),
     )
 )
-IMAGE_DATA = select(ImageDataRecord.data).where(ImageDataRecord.digest == bindparam("digest"))
+IMAGE_DATA = Prepared(select(ImageDataRecord.data).where(ImageDataRecord.digest == bindparam("digest")))
 
 
 async def path(connection: AsyncConnection, conversation_id: str, tip_id: str | None) -> list[Message]:
@@ -164,15 +164,16 @@ async def events(connection: AsyncConnection, response_id: str, after: int) -> l
 async def image(connection: AsyncConnection, owner_id: str, digest: str, now: float) -> StoredImage:
     """An image with its bytes, when a message or a file of the owner shows it. Raises ImageNotFound."""
     values = {"digest": digest, "owner_id": owner_id, "now": now}
-    row = (await connection.execute(IMAGE_OF_OWNER, values)).one_or_none()
-    if row is None:
+    found = await IMAGE_OF_OWNER.fetch(connection, values)
+    if not found:
         raise ImageNotFound(digest)
-    return StoredImage(*row)
+    return StoredImage(*found[0])
 
 
 async def image_data(connection: AsyncConnection, digest: str) -> bytes:
     """An image's bytes, whoever shows it. Raises ImageNotFound."""
-    data = (await connection.execute(IMAGE_DATA, {"digest": digest})).scalar_one_or_none()
-    if data is None:
+    found = await IMAGE_DATA.fetch(connection, {"digest": digest})
+    if not found:
         raise ImageNotFound(digest)
+    data: bytes = found[0].data
     return data

@@ -79,8 +79,8 @@ class Store(Library, BatchStore):
     async def key(self, key_hash: str) -> Key | None:
         """What is known of a key, also of one that no longer works; None for an unknown one."""
         async with self._read() as connection:
-            row = (await connection.execute(accounts.KEY, {"key_hash": key_hash})).one_or_none()
-        return None if row is None else rows.read_key(row)
+            found = await accounts.KEY.fetch(connection, {"key_hash": key_hash})
+        return rows.read_key(found[0]) if found else None
 
     async def keys(self, owner_id: str) -> list[Key]:
         """The owner's keys, oldest first, with those that no longer work."""
@@ -114,6 +114,11 @@ class Store(Library, BatchStore):
         id: str,
     ) -> Conversation:
         """The owner's conversation of that key, made under `id` if there is none, in one step."""
+        values = {"owner_id": owner_id, "external_key": external_key}
+        async with self._read() as connection:
+            found = await accounts.CONVERSATION_BY_KEY.fetch(connection, values)
+        if found:  # as a rule: nothing need wait for the writer
+            return rows.read_conversation(found[0])
         return await self._write(accounts.get_or_create_conversation, owner_id, external_key, id, self._clock())
 
     async def conversation(self, owner_id: str, conversation_id: str) -> Conversation:

@@ -7,7 +7,7 @@ import logging
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import aiosqlite
 from sqlalchemy import Engine, create_engine, event, exc
@@ -86,11 +86,17 @@ def read_engine(url: URL) -> AsyncEngine:
 
 
 async def fetch_all(connection: AsyncConnection, statement: str, values: Sequence[object]) -> Sequence[Sequence[Any]]:
-    """What a statement finds, in one trip to the connection's thread, through aiosqlite's own connection."""
+    """What a statement finds, in one trip to the connection's thread, through aiosqlite's own connection.
+
+    Whoever is cancelled meanwhile goes at once; the statement runs to its end before the connection's next one.
+    """
     pooled = await connection.get_raw_connection()
     database = pooled.driver_connection
     assert isinstance(database, aiosqlite.Connection)
-    return list(await database.execute_fetchall(statement, values))
+    found = cast(list[sqlite3.Row], await database.execute_fetchall(statement, values))
+    rows = list(found)
+    found.clear()  # the connection's thread holds it until its next statement, however large it is
+    return rows
 
 
 @contextmanager

@@ -55,6 +55,25 @@ async def test_a_key_is_its_owner_s_and_none_is_the_local_owner_s_where_none_is_
         await store.close()
 
 
+@pytest.mark.anyio
+async def test_what_does_not_look_like_a_key_is_not_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await Store.open(str(tmp_path / "chat.db"))
+    looked_up: list[str] = []
+
+    async def note(hashed: str) -> None:
+        looked_up.append(hashed)
+
+    monkeypatch.setattr(store, "owner_of_key", note)
+    try:
+        assert (await identify(store, "sk-something-else", require_key=False)).key_hash is None
+        assert looked_up == []
+        with pytest.raises(ApiError):
+            await identify(store, make_key(), require_key=False)
+        assert len(looked_up) == 1
+    finally:
+        await store.close()
+
+
 def test_pages_may_come_from_here_and_from_where_the_operator_allows() -> None:
     check_origin({"host": "localhost:8000"}, ())
     check_origin({"host": "localhost:8000", "origin": "http://localhost:8000"}, ())

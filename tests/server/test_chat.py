@@ -52,6 +52,24 @@ def texts(messages: list[Message]) -> list[tuple[str, str]]:
     return [(message.role, message.text) for message in messages]
 
 
+async def test_answers_that_grow_share_their_commits(world: World) -> None:
+    logs = [await world.chat.turns.respond(world.owner_id, say("Hi")) for _ in range(8)]
+    generations = [await world.engine.turn(number) for number in range(8)]
+    runs = list(world.chat.turns._running.values())
+    before = world.store._writer.commits
+    for round_ in range(1, 4):
+        for generation in generations:
+            generation.say("Hello")
+        await until(lambda length=4 + round_: all(len(log) == length for log in logs))
+        await until(lambda: not any(run._unflushed for run in runs))
+    for log in logs:
+        assert len(await world.store.events(log.response_id)) == 4 + 3
+    # What was said just as the others were being written waits for the next moment.
+    assert world.store._writer.commits - before <= 2 * 3
+    for generation in generations:
+        generation.end()
+
+
 async def test_a_turn_is_streamed_stored_and_goes_on(world: World) -> None:
     first = await ask(world, say("Hi"), "Hel", "lo")
     second = await ask(world, say("Again", conversation_id=first["conversation"]["id"]), "Yes")

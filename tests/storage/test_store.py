@@ -1,7 +1,5 @@
 """What the store promises to the rest of the house."""
 
-import asyncio
-import threading
 from dataclasses import replace
 
 import pytest
@@ -31,22 +29,6 @@ pytestmark = pytest.mark.anyio
 async def test_an_owner_is_made_once_and_found_again(store):
     assert await store.owner("ada") == await store.owner("ada")
     assert (await store.owner("ada")).id != (await store.owner("bob")).id
-
-
-async def test_an_owner_that_there_is_is_found_while_the_writer_is_busy(store, owner):
-    begun, ended = threading.Event(), threading.Event()
-
-    def write_long(connection: object) -> None:
-        begun.set()
-        ended.wait(30)
-
-    writing = asyncio.create_task(store._write(write_long))
-    await asyncio.to_thread(begun.wait, 30)
-    async with asyncio.timeout(10):
-        assert await store.owner(owner.name) == owner
-    assert not writing.done()
-    ended.set()
-    await writing
 
 
 async def test_a_key_acts_for_its_owner_and_an_unknown_one_for_nobody(store, owner):
@@ -413,6 +395,28 @@ async def test_an_id_that_is_taken_is_refused_and_nothing_is_stored(store, owner
     with pytest.raises(AlreadyExists):
         await store.begin_response(owner.id, replace(new, messages=(taken,)), [])
     assert (await store.conversation(owner.id, "conv_1")).tip_id == row.output_id
+
+
+async def test_of_many_messages_of_which_one_s_id_is_taken_none_is_stored(store, owner, talk):
+    conversation = await store.create_conversation(owner.id, id="conv_1")
+    said = [talk.user(None, "First", ())]
+    for number in range(99):
+        said.append(talk.user(said[-1].id, f"Number {number}", ()))
+    await store.create_conversation(owner.id, id="conv_2")
+    await store.add_items(owner.id, "conv_2", [replace(said[80], parent_id=None)])
+    with pytest.raises(AlreadyExists):
+        await store.add_items(owner.id, "conv_1", said)
+    assert await store.conversation(owner.id, "conv_1") == conversation
+    with pytest.raises(ItemNotFound):
+        await store.item(owner.id, said[0].id)
+    others = [replace(message, id=f"{message.id}x", parent_id=parent) for message, parent in _renamed(said)]
+    await store.add_items(owner.id, "conv_1", others)
+    assert await store.path("conv_1", others[-1].id) == others
+
+
+def _renamed(said):
+    """Messages with the parents that they have once every id ends in an x."""
+    return [(message, message.parent_id and f"{message.parent_id}x") for message in said]
 
 
 async def test_an_image_is_shown_again_by_its_digest_alone_to_its_owner_only(store, owner, talk):

@@ -207,7 +207,7 @@ async def test_two_stores_on_one_file_still_let_one_turn_run_in_a_conversation(s
 
 
 async def test_readers_go_on_while_a_write_is_under_way(store, owner, talk):
-    await store.create_conversation(owner.id, id="conv_1")
+    await store.create_conversation(owner.id, external_key="chat 1", id="conv_1")
     row = await talk.turn(store, owner, "conv_1")
     inside, leave = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -221,6 +221,8 @@ async def test_readers_go_on_while_a_write_is_under_way(store, owner, talk):
     await inside.wait()
     assert (await store.conversation(owner.id, "conv_1")).tip_id == row.output_id
     assert len(await store.path("conv_1", row.output_id)) == 2
+    assert await store.owner(owner.name) == owner
+    assert (await store.get_or_create_conversation(owner.id, "chat 1", id="conv_2")).id == "conv_1"
     leave.set()
     await writing
 
