@@ -6,8 +6,8 @@ SQLAlchemy's, and are compiled for whatever database the connection is to; its d
 Values must be plain ones (str, int, float, bytes, None).
 
 A statement lets the interpreter's lock go, and gets it back in competition with the model's thread, which lets it go
-for a moment at every operation and takes it again: beside 16 streams of the shipped model the writer's thread took
-four times as long for the same rows as alone. So rows are inserted many in a statement.
+for a moment at every operation and takes it again. So rows are inserted many in a statement: beside 16 streams of the
+shipped model that say some 1,100 tokens, the writer's thread gave way 640 times so, and 1,010 times row by row.
 """
 
 from collections import namedtuple
