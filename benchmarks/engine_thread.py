@@ -70,20 +70,24 @@ async def engine(mode: str, pieces: list[str]) -> AsyncIterator[None]:
         hand_over = lambda text: loop.call_soon_threadsafe(pieces.append, text)  # noqa: E731
         thread = threading.Thread(target=stream_for_ever, args=(hand_over, stop))
         thread.start()
-        await _first(pieces)
-        yield
-        stop.set()
-        await asyncio.to_thread(thread.join)
+        try:
+            await _first(pieces)
+            yield
+        finally:
+            stop.set()
+            await asyncio.to_thread(thread.join)
     else:
         child = await asyncio.create_subprocess_exec(
             sys.executable, __file__, "--streams", stdout=asyncio.subprocess.PIPE
         )
-        reader = asyncio.create_task(_read(child, pieces))
-        await _first(pieces)
-        yield
-        child.kill()
-        await child.wait()
-        await reader
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_read(child, pieces))
+            try:
+                await _first(pieces)
+                yield
+            finally:
+                child.kill()
+                await child.wait()
 
 
 async def _read(child: asyncio.subprocess.Process, pieces: list[str]) -> None:
